@@ -1,0 +1,39 @@
+"""What decoding returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+__all__ = ["RagGenerateOutput"]
+
+
+@dataclass
+class RagGenerateOutput(ModelOutput):
+    """Generated sequences with the model's own probabilities: before processors, temperatures and length penalties.
+
+    R = B · ``num_return_sequences`` rows, best first within a question (in the order drawn when sampling).
+
+    Attributes:
+        sequences: (R, T) token ids; with the start token for a seq2seq generator, new tokens only for a causal one.
+        log_probs: (R,) log p(y|x), the full marginal over all K passages, in nats.
+        posteriors: (R, K), p(z|x,y); for RAG-Token the mean over the scored tokens of ``token_posteriors``.
+        token_posteriors: (R, K, T'), p(z|x,y_≤t) of each predicted token, 0 past the end (RAG-Token).
+        token_log_probs: (R, K, T'), log p(y_t|x,z,y_<t) of each predicted token, 0 past the end.
+        sequences_scores: (R,) what the search ranked by: the beam score, or RAG-Sequence's (thorough or fast) marginal.
+        scores: processed next-token scores per step, each (rows, V), where ``output_scores`` asked for them (RAG-Token).
+        logits: marginal log-probabilities per step, each (rows, V), where ``output_logits`` asked for them (RAG-Token).
+        beam_indices: (R, T) as transformers' beam search reports them (RAG-Token).
+    """
+
+    sequences: Tensor | None = None
+    log_probs: Tensor | None = None
+    posteriors: Tensor | None = None
+    token_posteriors: Tensor | None = None
+    token_log_probs: Tensor | None = None
+    sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None

@@ -1,0 +1,235 @@
+"""RAG-Sequence decoding: thorough, fast (paper §2.5) and ancestral sampling.
+
+p(y|x) = Σ_k p(z_k|x) p(y|x,z_k) does not break into tokens, so hypotheses are searched under each passage alone and then
+weighed against each other by the marginal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ragstone.decoding.marginal_search import marginal_search
+from ragstone.decoding.outputs import RagGenerateOutput
+from ragstone.decoding.scoring import predicted_tokens, score_pairs, score_sequences
+from ragstone.errors import InputError
+from ragstone.generators import EncodedContexts, Generator
+from ragstone.generators.prompts import pad_rows
+from ragstone.marginal import sequence_log_likelihood, sequence_posterior
+
+__all__ = ["DECODE_MODES", "rag_sequence_generate"]
+
+logger = logging.getLogger(__name__)
+
+DECODE_MODES = ("thorough", "fast")
+
+Hypothesis = tuple[int, ...]
+"""Token ids as generated, up to the last one that counts."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """At most n sequences (n, T) of one question, best first, what ranked them (n,), and their scores (n, K, T')."""
+
+    sequences: Tensor
+    ranks: Tensor
+    token_log_probs: Tensor
+
+
+@torch.no_grad()
+def rag_sequence_generate(
+    generator: Generator,
+    contexts: EncodedContexts,
+    log_prior: Tensor,
+    *,
+    decode: Literal["thorough", "fast"] = "thorough",
+    num_return_sequences: int = 1,
+    num_beams: int = 1,
+    do_sample: bool = False,
+    deduplicate: bool = True,
+    **options: Any,
+) -> RagGenerateOutput:
+    """Answer B questions with K passages each.
+
+    *Thorough*: every hypothesis found under any passage is scored under every passage and ranked by the marginal. *Fast*: a
+    hypothesis is ranked by the passages whose own search found it, all others counting as 0. With ``do_sample`` each
+    sequence is drawn ancestrally, z ~ p(z|x) and then y ~ p(y|x,z), without deduplication. Whatever ranked or drew them,
+    the ``log_probs`` and ``posteriors`` returned are those of the full marginal.
+
+    Args:
+        generator: the adapter that encoded ``contexts``.
+        contexts: N = B·K encoded contexts, row b·K + k.
+        log_prior: (B, K), log p(z|x).
+        decode: how hypotheses are ranked.
+        num_return_sequences: rows a question. Where fewer distinct hypotheses are found the search is widened once, then
+            the last is repeated and a warning says so.
+        num_beams: beams (and hypotheses) of each passage's own search.
+        do_sample: draw instead of search.
+        deduplicate: keep one of equal hypotheses.
+        options: those of transformers' ``generate``, for each passage's own search.
+    """
+    if decode not in DECODE_MODES:
+        raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
+    if num_return_sequences < 1 or num_beams < 1:
+        raise InputError(
+            f"num_return_sequences is {num_return_sequences} and num_beams is {num_beams}; both must be at least 1."
+        )
+    if options.get("streamer") is not None:
+        raise InputError("RAG-Sequence ranks finished hypotheses, so no token can be streamed; use RAG-Token.")
+    if do_sample:
+        return _collect(generator, log_prior, _sample(generator, contexts, log_prior, num_return_sequences, num_beams, options))
+    found = _search(generator, contexts, log_prior, num_beams, options)
+    if deduplicate and min(len({h for h, _ in pairs}) for pairs in found) < num_return_sequences:
+        found = _search(generator, contexts, log_prior, max(num_return_sequences, 2 * num_beams), options)
+    ranked = []
+    for question, pairs in enumerate(found):
+        rank = _rank_thorough if decode == "thorough" else _rank_fast
+        hypotheses = list(dict.fromkeys(h for h, _ in pairs)) if deduplicate else [h for h, _ in pairs]
+        ranked.append(rank(generator, contexts, log_prior, question, hypotheses, pairs, num_return_sequences))
+    return _collect(generator, log_prior, [_fill(r, num_return_sequences) for r in ranked])
+
+
+def _search(
+    generator: Generator, contexts: EncodedContexts, log_prior: Tensor, num_beams: int, options: dict[str, Any]
+) -> list[list[tuple[Hypothesis, int]]]:
+    """Search under each of the N passages alone: for each question its (hypothesis, passage k) pairs, in order of k."""
+    passages = log_prior.shape[1]
+    rows = torch.arange(contexts.rows, device=log_prior.device)
+    options = {**options, "num_beams": num_beams, "num_return_sequences": num_beams, "do_sample": False}
+    sequences = _search_rows(generator, contexts, rows // passages, options)
+    found: list[list[tuple[Hypothesis, int]]] = [[] for _ in range(log_prior.shape[0])]
+    empty = torch.isneginf(log_prior).tolist()
+    for n, hypothesis in enumerate(_hypotheses(generator, sequences)):
+        question, passage = divmod(n // num_beams, passages)
+        if not empty[question][passage]:
+            found[question].append((hypothesis, passage))
+    return found
+
+
+def _sample(
+    generator: Generator,
+    contexts: EncodedContexts,
+    log_prior: Tensor,
+    samples: int,
+    num_beams: int,
+    options: dict[str, Any],
+) -> list[_Ranked]:
+    """Draw a passage by its prior, then a sequence under it: for each question ``samples`` independent sequences."""
+    batch, passages = log_prior.shape
+    drawn = torch.multinomial(log_prior.exp(), samples, replacement=True)
+    rows = (torch.arange(batch, device=drawn.device).unsqueeze(1) * passages + drawn).flatten()
+    options = {**options, "num_beams": num_beams, "num_return_sequences": 1, "do_sample": True}
+    sequences = _search_rows(generator, contexts.select(rows), rows // passages, options).view(batch, samples, -1)
+    ranked = []
+    for question in range(batch):
+        scores = _score(generator, contexts, passages, question, sequences[question])
+        ranks = _marginal(log_prior[question], scores)
+        ranked.append(_Ranked(sequences[question], ranks, scores))
+    return ranked
+
+
+def _search_rows(
+    generator: Generator, contexts: EncodedContexts, questions: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Search every one of N contexts as a question with one passage; ``questions`` (N,) says whose it is."""
+    options = dict(options)
+    constraint: Callable[[int, Tensor], list[int]] | None = options.get("prefix_allowed_tokens_fn")
+    if constraint is not None:
+        owner = questions.tolist()
+        options["prefix_allowed_tokens_fn"] = lambda row, tokens: constraint(owner[row], tokens)
+    if options.get("decoder_input_ids") is not None:
+        options["decoder_input_ids"] = options["decoder_input_ids"].to(questions.device)[questions]
+    certain = torch.zeros(len(questions), 1, device=questions.device)
+    return marginal_search(generator, contexts, certain, **options).sequences  # type: ignore[no-any-return]
+
+
+def _hypotheses(generator: Generator, sequences: Tensor) -> list[Hypothesis]:
+    """Sequences (R, T) as tuples that end with their last counted token, so that padding makes no difference."""
+    labels, counts = predicted_tokens(generator, sequences)
+    ends = (counts.sum(dim=1) + sequences.shape[1] - labels.shape[1]).tolist()
+    return [tuple(row[:end]) for row, end in zip(sequences.tolist(), ends, strict=True)]
+
+
+def _rank_thorough(
+    generator: Generator,
+    contexts: EncodedContexts,
+    log_prior: Tensor,
+    question: int,
+    hypotheses: list[Hypothesis],
+    pairs: list[tuple[Hypothesis, int]],
+    n: int,
+) -> _Ranked:
+    """The best n by log p(y|x), every hypothesis scored under every passage."""
+    sequences = pad_rows(hypotheses, fill=generator.fill_token_id)[0].to(log_prior.device)
+    scores = _score(generator, contexts, log_prior.shape[1], question, sequences)
+    ranks = _marginal(log_prior[question], scores)
+    best = ranks.argsort(descending=True, stable=True)[:n]
+    return _Ranked(sequences[best], ranks[best], scores[best])
+
+
+def _rank_fast(
+    generator: Generator,
+    contexts: EncodedContexts,
+    log_prior: Tensor,
+    question: int,
+    hypotheses: list[Hypothesis],
+    pairs: list[tuple[Hypothesis, int]],
+    n: int,
+) -> _Ranked:
+    """The best n by the sum over the passages whose own search produced them; only those n are then scored in full."""
+    passages = log_prior.shape[1]
+    sequences = pad_rows(hypotheses, fill=generator.fill_token_id)[0].to(log_prior.device)
+    place = {hypothesis: h for h, hypothesis in enumerate(hypotheses)}
+    produced = torch.tensor([(place[h], k) for h, k in dict.fromkeys(pairs)], device=log_prior.device)
+    which, passage = produced.unbind(dim=1)
+    token_scores = score_pairs(generator, contexts, question * passages + passage, sequences[which])
+    joint = log_prior.new_full((len(hypotheses), passages), -torch.inf)
+    joint[which, passage] = log_prior[question, passage] + token_scores.sum(dim=1)
+    ranks = joint.logsumexp(dim=1)
+    best = ranks.argsort(descending=True, stable=True)[:n]
+    return _Ranked(sequences[best], ranks[best], _score(generator, contexts, passages, question, sequences[best]))
+
+
+def _score(generator: Generator, contexts: EncodedContexts, passages: int, question: int, sequences: Tensor) -> Tensor:
+    """One question's sequences (H, T) under all of its K passages: (H, K, T')."""
+    questions = torch.full((len(sequences),), question, device=sequences.device)
+    return score_sequences(generator, contexts, questions, sequences, passages)
+
+
+def _marginal(log_prior: Tensor, scores: Tensor) -> Tensor:
+    """log p(y|x) of one question's H sequences, from its prior (K,) and their scores (H, K, T'): (H,)."""
+    return sequence_log_likelihood(log_prior.expand(len(scores), -1), scores)
+
+
+def _fill(ranked: _Ranked, n: int) -> _Ranked:
+    """Exactly n sequences, the last one repeated where the search found fewer."""
+    missing = n - len(ranked.ranks)
+    if missing <= 0:
+        return ranked
+    logger.warning("Only %d distinct hypotheses were found for %d sequences; the last is repeated.", n - missing, n)
+    again = torch.tensor([*range(n - missing), *[n - missing - 1] * missing], device=ranked.ranks.device)
+    return _Ranked(ranked.sequences[again], ranked.ranks[again], ranked.token_log_probs[again])
+
+
+def _collect(generator: Generator, log_prior: Tensor, ranked: list[_Ranked]) -> RagGenerateOutput:
+    """The answers to B questions as one batch, padded to the longest."""
+    sequences = torch.cat(_pad_last([r.sequences for r in ranked], generator.fill_token_id))
+    token_log_probs = torch.cat(_pad_last([r.token_log_probs for r in ranked], 0.0))
+    prior = log_prior.repeat_interleave(len(sequences) // len(log_prior), dim=0)
+    return RagGenerateOutput(
+        sequences=sequences,
+        log_probs=sequence_log_likelihood(prior, token_log_probs),
+        posteriors=sequence_posterior(prior, token_log_probs),
+        token_log_probs=token_log_probs,
+        sequences_scores=torch.cat([r.ranks for r in ranked]),
+    )
+
+
+def _pad_last(tensors: list[Tensor], value: float) -> list[Tensor]:
+    width = max(t.shape[-1] for t in tensors)
+    return [torch.nn.functional.pad(t, (0, width - t.shape[-1]), value=value) for t in tensors]

@@ -1,0 +1,142 @@
+"""The manifest of a knowledge base: a small JSON file that says what lies beside it and which encoder made the vectors.
+
+A knowledge base is a folder::
+
+    manifest.json      this file; written last, so a folder without one holds no knowledge base
+    passages.lance/    every passage and its vector (storage.py)
+    codes-*.tvim       quantised vectors: a cache, rebuilt when missing (codes.py)
+    write.lock         held by the one process that writes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ragstone.errors import EncoderMismatchError, KnowledgeBaseError, LockedError
+from ragstone.knowledge.passages import SplitOptions
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "LOCK_FILE", "MANIFEST_FILE", "Manifest", "write_file", "write_lock"]
+
+FORMAT = "ragstone-knowledge-base"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+LOCK_FILE = "write.lock"
+
+# What decides a passage's vector. A different question prompt or length limit is the caller's choice.
+_SAME_VECTORS = ("fingerprint", "width", "pooling", "normalize", "template", "passage_prompt")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a knowledge base is made of.
+
+    Attributes:
+        width: D, the width of its vectors.
+        encoder: the fields of the encoder's ``EncoderSpec``, or None where vectors are always given.
+        split: how the last documents were split, or None before the first.
+        metric: how vectors are compared; the inner product always.
+        id: names this base, so that a cache copied from another is not mistaken for its own.
+        created: when, in ISO 8601.
+    """
+
+    width: int
+    encoder: dict[str, Any] | None = None
+    split: SplitOptions | None = None
+    metric: str = "inner_product"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into ``folder``, whole or not at all."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of the knowledge base in ``folder``."""
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            what = "is not a knowledge base: it has no manifest.json" if folder.exists() else "does not exist"
+            raise KnowledgeBaseError(f"{folder} {what}; make one with KnowledgeBase.create or `ragstone index`")
+        try:
+            values = json.loads(path.read_bytes())
+            declared, version = values["format"], int(values["format_version"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+        if declared != FORMAT:
+            raise KnowledgeBaseError(f"{path} declares the format {declared!r}, not {FORMAT!r}; give another folder")
+        if version > FORMAT_VERSION:
+            raise KnowledgeBaseError(
+                f"{folder} has format version {version} and this Ragstone reads up to {FORMAT_VERSION}; upgrade ragstone"
+            )
+        try:
+            known = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
+            known["width"] = int(known["width"])
+            known["split"] = SplitOptions(**known["split"]) if known.get("split") else None
+            return cls(**known)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+
+    def check_encoder(self, spec: dict[str, Any], folder: Path) -> None:
+        """Raise EncoderMismatchError unless an encoder with ``spec`` makes the vectors that this base holds."""
+        expected = {"width": self.width} if self.encoder is None else self.encoder
+        for name in _SAME_VECTORS:
+            if name in expected and spec.get(name) != expected[name]:
+                made_by = "given vectors" if self.encoder is None else f"the encoder {self.encoder.get('name')!r}"
+                raise EncoderMismatchError(
+                    f"{folder} holds vectors of {made_by} with {name} {expected[name]!r}, but the encoder "
+                    f"{spec.get('name')!r} has {name} {spec.get(name)!r}; open the base with the encoder that made it, "
+                    "or index its documents again with the new one"
+                )
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a crash leaves the old file or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_lock(folder: Path, wait: float) -> Iterator[None]:
+    """Hold the right to write to the base in ``folder``, after at most ``wait`` seconds.
+
+    The lock is the operating system's, so it ends with the process that holds it, however that ends.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        waited = f" after {wait:g} seconds" if wait else ""
+        raise LockedError(
+            f"{folder} is being written to by another process{waited}; try again when it is done, "
+            "or open the base with wait=SECONDS to queue behind it"
+        ) from None
+    except OSError as error:
+        raise KnowledgeBaseError(f"{folder} cannot be written to: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _damaged(path: Path, error: Exception) -> KnowledgeBaseError:
+    return KnowledgeBaseError(
+        f"{path} is damaged ({type(error).__name__}: {error}); restore it from a backup, or index the documents again"
+    )

@@ -1,0 +1,109 @@
+"""The records of one file: ``.jsonl``, ``.csv``, ``.tsv`` and ``.parquet``, one after the other."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from ragstone.errors import DocumentError, InputError
+from ragstone.knowledge.formats import encoding_of
+from ragstone.knowledge.passages import record_fields
+
+__all__ = ["RECORD_READERS", "Record"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record: its line (in Parquet its row, from 1) and its fields, or the ``fault`` that makes it unreadable."""
+
+    line: int
+    fields: dict[str, Any]
+    fault: str = ""
+
+
+def _open(path: Path) -> TextIOWrapper:
+    # Bytes that are not UTF-8 pass as lone surrogates, so that they spoil one record and not the file.
+    with path.open("rb") as file:
+        encoding = encoding_of(file.read(4))
+    return path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, errors="surrogateescape", newline="")
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON, with null in place of NaN and the infinities that Python writes but JSON does not have."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    with _open(path) as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                record = _parse(text)
+            except (ValueError, RecursionError) as error:
+                yield Record(line, {}, f"not JSON: {error}")
+                continue
+            if isinstance(record, dict):
+                yield Record(line, record)
+            else:
+                yield Record(line, {}, f"a JSON object is needed, not {text.strip()[:40]!r}")
+
+
+def _read_table(path: Path) -> Iterator[Record]:
+    # The reader's limit is one per process, and too low for a long text (131,072 characters).
+    csv.field_size_limit(2**31 - 1)
+    with _open(path) as file:
+        first = file.readline()
+        file.seek(0)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+        rows = csv.reader(file, delimiter=delimiter)
+        header = [name.strip() for name in next(rows, [])]
+        _check_columns(path, header)
+        for row in rows:
+            if len(row) > len(header):
+                yield Record(rows.line_num, {}, f"{len(row)} columns where the header has {len(header)}")
+            elif row:
+                yield Record(rows.line_num, {name: cell for name, cell in zip(header, row, strict=False) if cell})
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            # Vectors and blobs are no text and would swell the metadata.
+            names = [field.name for field in file.schema_arrow if not _is_bulk(pa.types, field.type)]
+            _check_columns(path, names)
+            batches = file.iter_batches(batch_size=1024, columns=names)
+            records = (record for batch in batches for record in batch.to_pylist())
+            for row, record in enumerate(records, 1):
+                yield Record(row, _parse(json.dumps(record, default=str)))
+    except pa.ArrowException as error:
+        raise DocumentError(f"{path} is not a readable Parquet file ({error}); write it again") from None
+
+
+def _is_bulk(types: Any, kind: Any) -> bool:
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return bool(types.is_floating(kind.value_type))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    try:
+        record_fields(dict.fromkeys(names, "x"))
+    except InputError as error:
+        raise DocumentError(f"{path}: {error}; name the column that holds the text") from None
+
+
+RECORD_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+}

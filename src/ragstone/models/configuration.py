@@ -1,0 +1,88 @@
+"""The configuration: transformers' own RAG fields, and what Ragstone needs besides."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.rag.configuration_rag import RagConfig as TransformersRagConfig
+
+from ragstone.errors import InputError
+from ragstone.generators.prompts import PromptFormat
+
+__all__ = ["RagConfig"]
+
+UNIT_LENGTH_SCALE = 20.0
+"""τ for encoders of unit length: 1/0.05, the temperature their own contrastive losses are trained with."""
+
+RESERVED_FOR_ANSWER = 64
+"""Positions of a causal model that a context leaves free for the answer."""
+
+
+@strict
+class RagConfig(TransformersRagConfig):
+    """Everything a RAG checkpoint says about itself; ``config.json`` of either library loads in the other.
+
+    Beside transformers' fields:
+
+    - ``question_encoder_pooling`` (``cls | mean | pooler | last_token``), ``question_encoder_normalize``,
+      ``question_prompt``: how the question encoder's output becomes a vector (None: read from the encoder);
+    - ``score_scale``: τ in s = τ·(q·d). None: 1 for raw inner products, 20 for vectors of unit length;
+    - ``passage_encoder``: name or folder of the passage encoder, None for the rule in :class:`ragstone.RagRetriever`;
+    - ``lowercase_questions``: lower-case the question in the context. None: true for checkpoints that transformers wrote
+      (the published models are uncased), false otherwise;
+    - ``prompt_system``, ``prompt_passage``, ``prompt_question``: the prompt of a causal generator;
+    - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
+    - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
+    """
+
+    question_encoder_pooling: str | None = None
+    question_encoder_normalize: bool | None = None
+    question_prompt: str = ""
+    score_scale: float | None = None
+    passage_encoder: str | None = None
+    lowercase_questions: bool | None = None
+    prompt_system: str | None = None
+    prompt_passage: str | None = None
+    prompt_question: str | None = None
+    knowledge_base: str | None = None
+    ragstone_version: str | None = None
+
+    @property
+    def tau(self) -> float:
+        """The scale τ that turns q·d into the logits of the prior."""
+        if self.score_scale is not None:
+            return self.score_scale
+        return UNIT_LENGTH_SCALE if self.question_encoder_normalize else 1.0
+
+    @property
+    def causal(self) -> bool:
+        """Whether the generator is a causal language model."""
+        return not self.generator.is_encoder_decoder
+
+    def prompt_format(self) -> PromptFormat:
+        """How contexts are written, and how long they may be: min(``max_combined_length``, model positions) tokens."""
+        defaults = PromptFormat()
+        # getattr: T5 counts relative positions and has no limit; an EncoderDecoder's lies in its encoder.
+        reader = getattr(self.generator, "encoder", self.generator)
+        positions = getattr(reader, "max_position_embeddings", None)
+        if positions is not None and self.causal:
+            positions = max(positions - min(RESERVED_FOR_ANSWER, positions // 4), 1)
+        lowercase = self.lowercase_questions
+        if lowercase is None:
+            lowercase = self.ragstone_version is None and bool(self.architectures)
+        return PromptFormat(
+            max_length=min(self.max_combined_length, positions or self.max_combined_length),
+            lowercase_questions=lowercase,
+            prefix=self.prefix or getattr(self.generator, "prefix", None) or "",
+            title_sep=self.title_sep,
+            doc_sep=self.doc_sep,
+            system=defaults.system if self.prompt_system is None else self.prompt_system,
+            passage=defaults.passage if self.prompt_passage is None else self.prompt_passage,
+            question=defaults.question if self.prompt_question is None else self.prompt_question,
+        )
+
+    def validate_for_use(self) -> None:
+        """Raise InputError for values that no model can work with."""
+        if self.n_docs < 1:
+            raise InputError(f"n_docs is {self.n_docs}; it must be at least 1.")
+        if self.score_scale is not None and not self.score_scale > 0:
+            raise InputError(f"score_scale is {self.score_scale}; it must be positive.")
