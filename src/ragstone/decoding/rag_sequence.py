@@ -82,7 +82,9 @@ def rag_sequence_generate(
     if options.get("streamer") is not None:
         raise InputError("RAG-Sequence ranks finished hypotheses, so no token can be streamed; use RAG-Token.")
     if do_sample:
-        return _collect(generator, log_prior, _sample(generator, contexts, log_prior, num_return_sequences, num_beams, options))
+        return _collect(
+            generator, log_prior, _sample(generator, contexts, log_prior, num_return_sequences, num_beams, options)
+        )
     found = _search(generator, contexts, log_prior, num_beams, options)
     if deduplicate and min(len({h for h, _ in pairs}) for pairs in found) < num_return_sequences:
         found = _search(generator, contexts, log_prior, max(num_return_sequences, 2 * num_beams), options)
@@ -133,9 +135,7 @@ def _sample(
     return ranked
 
 
-def _search_rows(
-    generator: Generator, contexts: EncodedContexts, questions: Tensor, options: dict[str, Any]
-) -> Tensor:
+def _search_rows(generator: Generator, contexts: EncodedContexts, questions: Tensor, options: dict[str, Any]) -> Tensor:
     """Search every one of N contexts as a question with one passage; ``questions`` (N,) says whose it is."""
     options = dict(options)
     constraint: Callable[[int, Tensor], list[int]] | None = options.get("prefix_allowed_tokens_fn")
@@ -145,13 +145,15 @@ def _search_rows(
     if options.get("decoder_input_ids") is not None:
         options["decoder_input_ids"] = options["decoder_input_ids"].to(questions.device)[questions]
     certain = torch.zeros(len(questions), 1, device=questions.device)
-    return marginal_search(generator, contexts, certain, **options).sequences  # type: ignore[no-any-return]
+    return marginal_search(generator, contexts, certain, **options).sequences
 
 
 def _hypotheses(generator: Generator, sequences: Tensor) -> list[Hypothesis]:
     """Sequences (R, T) as tuples that end with their last counted token, so that padding makes no difference."""
-    labels, counts = predicted_tokens(generator, sequences)
-    ends = (counts.sum(dim=1) + sequences.shape[1] - labels.shape[1]).tolist()
+    counts = predicted_tokens(generator, sequences)[1]
+    start = sequences.shape[1] - counts.shape[1]
+    last = counts * torch.arange(1, counts.shape[1] + 1, device=counts.device)
+    ends = (last.amax(dim=1) + start).tolist() if counts.shape[1] else [start] * len(sequences)
     return [tuple(row[:end]) for row, end in zip(sequences.tolist(), ends, strict=True)]
 
 

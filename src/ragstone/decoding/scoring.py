@@ -45,7 +45,9 @@ def score_pairs(generator: Generator, contexts: EncodedContexts, rows: Tensor, s
     vocabulary = int(generator.model.get_output_embeddings().weight.shape[0])
     step = max(_LOGITS_PER_CALL // (labels.shape[1] * vocabulary), 1)
     parts = [
-        label_log_probs(generator.target_logits(contexts, rows[i : i + step], sequences[i : i + step]), labels[i : i + step])
+        label_log_probs(
+            generator.target_logits(contexts, rows[i : i + step], sequences[i : i + step]), labels[i : i + step]
+        )
         for i in range(0, len(rows), step)
     ]
     return torch.cat(parts).masked_fill(~counts, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ragstone.errors import InputError, ModelError
 
 __all__ = ["POOLINGS", "embed", "pool"]
 
-POOLINGS = ("cls", "mean", "pooler", "last_token")
+POOLINGS = ("cls", "last_token", "mean", "pooler")
 
 
 def pool(
@@ -22,9 +21,9 @@ def pool(
 ) -> Tensor:
     """Reduce token states to one vector a row.
 
-    ``cls`` is the state of the first real token, ``last_token`` of the last one (so padding may be on either side),
-    ``mean`` the mean over the real tokens, ``pooler`` the model's own ``pooler_output``. A row without a real token
-    gives zeros. Half-precision states are averaged, and returned, in float32.
+    ``cls`` is the state of the first real token and ``last_token`` that of the last, so padding may be on either side;
+    ``mean`` is the mean over the real tokens; ``pooler`` is the model's own ``pooler_output``. A row without a real
+    token gives zeros. Half-precision states are averaged, and returned, in float32.
 
     Args:
         last_hidden_state: (B, S, D); may be None for ``pooler``.
@@ -41,25 +40,24 @@ def pool(
     """
     if pooling not in POOLINGS:
         raise InputError(f"Pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}.")
-    source = pooler_output if pooling == "pooler" else last_hidden_state
-    if source is None:
-        other = "'cls' or 'mean'" if pooling == "pooler" else "'pooler'"
-        raise ModelError(f"This model has no output for pooling {pooling!r}; choose {other}.")
-    if source.dtype in (torch.float16, torch.bfloat16):
-        source = source.float()
+    states = pooler_output if pooling == "pooler" else last_hidden_state
+    if states is None:
+        other = "'mean' or 'cls'" if pooling == "pooler" else "'pooler'"
+        raise ModelError(f"This encoder gives no output for pooling {pooling!r}; choose {other}.")
+    if states.dtype in (torch.float16, torch.bfloat16):
+        states = states.float()
     real = attention_mask.to(torch.bool)  # (B, S)
     if pooling == "mean":
         # masked_fill rather than a product: a padded position may hold NaN, and 0 * NaN is NaN.
-        total = source.masked_fill(~real.unsqueeze(-1), 0.0).sum(dim=1)
+        total = states.masked_fill(~real.unsqueeze(-1), 0.0).sum(dim=1)
         return total / real.sum(dim=1, keepdim=True).clamp(min=1)
-    if pooling == "pooler":
-        vectors = source
-    else:
+    if pooling != "pooler":
+        rows = torch.arange(real.shape[0], device=real.device)
         positions = torch.arange(real.shape[1], device=real.device)
-        # argmax returns the first of equal values, here the first real token; the largest position is the last one.
+        # argmax gives the first of equal values: the first real token, or the real token of the largest position.
         index = real.int().argmax(dim=1) if pooling == "cls" else (positions * real).argmax(dim=1)
-        vectors = source[torch.arange(real.shape[0], device=real.device), index]
-    return vectors.masked_fill(~real.any(dim=1, keepdim=True), 0.0)
+        states = states[rows, index]
+    return states.masked_fill(~real.any(dim=1, keepdim=True), 0.0)
 
 
 def embed(
@@ -73,31 +71,32 @@ def embed(
 ) -> Tensor:
     """Run a raw Hugging Face module and pool its output; gradient flows where the caller lets it.
 
-    Of an encoder-decoder model only the encoder runs. ``attention_mask=None`` says that every token is real, which lets
-    the model take its quickest attention path.
+    Of an encoder-decoder model only the encoder runs.
 
     Args:
-        model: a `PreTrainedModel` that gives token states, or vectors itself as DPR does.
+        model: a `PreTrainedModel` that gives token states, or vectors itself, as DPR does.
         input_ids: (B, S).
-        attention_mask: (B, S) or None.
+        attention_mask: (B, S); None says that every token is real, which is quicker than a mask of ones.
         pooling: one of `POOLINGS`.
         normalize: scale each vector to length 1.
-        token_type_ids: (B, S); passed on only if the model takes it.
+        token_type_ids: (B, S); left out if the model takes none.
 
     Returns:
         Vectors (B, D), float32 or wider.
+
+    Raises:
+        InputError: ``pooling`` is none of `POOLINGS`.
+        ModelError: the model has no output that ``pooling`` could use.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         model = model.get_encoder()  # type: ignore[operator]
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True}
-    if token_type_ids is not None and _takes_token_types(type(model)):
+    inputs: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True}
+    taken = inspect.signature(model.forward).parameters
+    if token_type_ids is not None and "token_type_ids" in taken:
         inputs["token_type_ids"] = token_type_ids
-    outputs = model(**inputs)
+    if "use_cache" in taken:  # a causal model would otherwise keep keys and values that nobody reads
+        inputs["use_cache"] = False
+    output = model(input_ids=input_ids, **inputs)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    vectors = pool(outputs.get("last_hidden_state"), mask, pooling, outputs.get("pooler_output"))
+    vectors = pool(output.get("last_hidden_state"), mask, pooling, output.get("pooler_output"))
     return F.normalize(vectors, dim=-1) if normalize else vectors
-
-
-@cache
-def _takes_token_types(model_class: type[nn.Module]) -> bool:
-    return "token_type_ids" in inspect.signature(model_class.forward).parameters

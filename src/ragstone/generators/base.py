@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ragstone.errors import InputError, ModelError
 
-__all__ = ["DecodingState", "EncodedContexts", "Generator", "select_cache", "trim_padding"]
+__all__ = ["DecodingState", "EncodedContexts", "Generator", "align_padding", "select_cache", "trim_padding"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,11 @@ class Generator(ABC):
             return self.pad_token_id
         return next(iter(self.eos_token_ids), 0)
 
+    def _no_logits(self, rows: int) -> Tensor:
+        """The logits of targets without a token: (rows, 0, V)."""
+        weight = self.model.get_output_embeddings().weight
+        return weight.new_zeros(rows, 0, weight.shape[0])
+
     def _token(self, name: str) -> Any:
         value = getattr(self.model.generation_config, name, None)
         if value is None:
@@ -165,6 +170,18 @@ def select_cache(cache: Any, rows: Tensor) -> Any:
             )
         layer.batch_select_indices(rows)
     return new
+
+
+def align_padding(input_ids: Tensor, attention_mask: Tensor, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Move the padding of (N, S) contexts to one side, keeping the order of the real tokens.
+
+    Positions are then counted from the first real token, so that a row means the same in whatever batch it comes.
+    """
+    moves = attention_mask.diff(dim=1)
+    if bool((moves >= 0).all() if left else (moves <= 0).all()):
+        return input_ids, attention_mask
+    order = attention_mask.argsort(dim=1, stable=True, descending=not left)
+    return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
 def trim_padding(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

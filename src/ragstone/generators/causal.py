@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ragstone.errors import InputError, ModelError
-from ragstone.generators.base import DecodingState, EncodedContexts, Generator, select_cache
+from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding, select_cache
 
 __all__ = ["CausalGenerator"]
 
@@ -41,16 +41,18 @@ class CausalGenerator(Generator):
         """See :meth:`Generator.logits`: prompt and labels in one pass, logits of the label positions only."""
         if decoder_input_ids is not None:
             raise InputError("decoder_input_ids has no meaning for a causal generator; pass labels alone.")
-        input_ids, attention_mask = _pad_left(input_ids, attention_mask)
+        if not labels.shape[1]:
+            return self._no_logits(len(labels))
+        input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
         inputs = labels.masked_fill(labels < 0, self.fill_token_id)[:, :-1]
         mask = torch.cat([attention_mask, torch.ones_like(inputs)], dim=1)
-        return self._forward(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits  # type: ignore[no-any-return]
+        return self._forward(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
         """One pass over the prompts (N, S), kept as keys, values and the prediction of the first answer token."""
         from transformers.cache_utils import DynamicCache
 
-        input_ids, attention_mask = _pad_left(input_ids, attention_mask)
+        input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
         cache = DynamicCache(config=self.model.config)
         out = self._forward(input_ids, attention_mask, keep=1, past_key_values=cache)
         return EncodedContexts(attention_mask, cache=out.past_key_values, next_logits=out.logits[:, -1])
@@ -78,7 +80,7 @@ class CausalGenerator(Generator):
         state.attention_mask = torch.cat([state.attention_mask, torch.ones_like(tokens)], dim=1)
         out = self._forward(tokens, state.attention_mask, keep=1, past_key_values=state.cache)
         state.cache = out.past_key_values
-        return out.logits[:, -1]  # type: ignore[no-any-return]
+        return out.logits[:, -1]
 
     def _forward(self, input_ids: Tensor, mask: Tensor, *, keep: int = 0, past_key_values: Any = None) -> Any:
         """The model on the last columns of ``mask``; ``keep`` logits from the end (0: all)."""
@@ -91,11 +93,3 @@ class CausalGenerator(Generator):
         if keep and out.logits.shape[1] != keep:
             out.logits = out.logits[:, -keep:]
         return out
-
-
-def _pad_left(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding of (N, S) contexts to the left, keeping the order of the real tokens."""
-    if bool((attention_mask[:, -1] != 0).all()) and bool((attention_mask.diff(dim=1) >= 0).all()):
-        return input_ids, attention_mask
-    order = attention_mask.argsort(dim=1, stable=True)
-    return input_ids.gather(1, order), attention_mask.gather(1, order)

@@ -83,9 +83,7 @@ class ContextBuilder:
     def __post_init__(self) -> None:
         self._chat = self._chat_frame() if self.causal else ("", "")
 
-    def __call__(
-        self, questions: Sequence[str], passages: Sequence[Sequence[tuple[str, str] | None]]
-    ) -> ContextBatch:
+    def __call__(self, questions: Sequence[str], passages: Sequence[Sequence[tuple[str, str] | None]]) -> ContextBatch:
         """Contexts of ``questions`` (B) with (title, text) ``passages`` (B × K); None is an empty slot."""
         if len(questions) != len(passages):
             raise InputError(f"{len(questions)} questions came with passages for {len(passages)}; pass one list each.")
@@ -148,8 +146,7 @@ class ContextBuilder:
             if passage
         ]
         tails = {
-            question: self.form.question.replace("{question}", self._plain(question)) + after
-            for question, _ in pairs
+            question: self.form.question.replace("{question}", self._plain(question)) + after for question, _ in pairs
         }
         head_ids = iter(self._tokenize(heads, special=False))
         tail_ids = dict(zip(tails, self._tokenize(list(tails.values()), special=False), strict=True))

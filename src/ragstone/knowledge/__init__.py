@@ -1,0 +1,60 @@
+"""Knowledge bases: files become documents, documents become passages, passages are stored and found."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ragstone.knowledge.base import KnowledgeBase
+    from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
+    from ragstone.knowledge.indexing import IndexReport
+    from ragstone.knowledge.info import KnowledgeBaseInfo
+    from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
+    from ragstone.knowledge.search import Hit
+    from ragstone.knowledge.storage import Version
+
+__all__ = [
+    "Document",
+    "Hit",
+    "IndexReport",
+    "KnowledgeBase",
+    "KnowledgeBaseInfo",
+    "Passage",
+    "Skipped",
+    "SplitOptions",
+    "Version",
+    "as_passages",
+    "document_passages",
+    "find_files",
+    "iter_documents",
+    "read_file",
+]
+
+_HOMES = {
+    "Document": "documents",
+    "Hit": "search",
+    "IndexReport": "indexing",
+    "KnowledgeBase": "base",
+    "KnowledgeBaseInfo": "info",
+    "Passage": "passages",
+    "Skipped": "documents",
+    "SplitOptions": "passages",
+    "Version": "storage",
+    "as_passages": "passages",
+    "document_passages": "documents",
+    "find_files": "documents",
+    "iter_documents": "documents",
+    "read_file": "documents",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use (PEP 562): a passage needs neither Lance nor numpy.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -60,8 +60,8 @@ def _read_txt(path: Path) -> Extract:
     return Extract("", (Section(_decode(path, data, encoding_of(data))),))
 
 
-_FRONT_MATTER = re.compile(r"---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t#]*$", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"---[ \t]*\n(?=[\w-]+[ \t]*:).*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(\S.*)$", re.MULTILINE)
 
 
 def _read_md(path: Path) -> Extract:
@@ -69,14 +69,14 @@ def _read_md(path: Path) -> Extract:
     if front_matter := _FRONT_MATTER.match(text):
         text = text[front_matter.end() :]
     heading = _HEADING.search(text)
-    return Extract(heading[1] if heading else "", (Section(text),))
+    return Extract(heading[1].strip() if heading else "", (Section(text),))
 
 
-_HTML_INLINE = frozenset(
-    """a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q ruby s samp small span strike
-    strong sub sup time tt u var wbr""".split()
+_HTML_INLINE = re.compile(
+    "a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|label|mark|q|ruby|s|samp|small|span|strike|"
+    "strong|sub|sup|time|tt|u|var|wbr"
 )
-_HTML_UNREAD = frozenset("script style template noscript svg nav footer button select textarea iframe".split())
+_HTML_UNREAD = re.compile("script|style|template|noscript|svg|nav|footer|button|select|textarea|iframe")
 
 
 class _HtmlText(HTMLParser):
@@ -93,9 +93,9 @@ class _HtmlText(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if self._skipped:
             self._depth += tag == self._skipped
-        elif tag in _HTML_UNREAD or ("role", "navigation") in attrs:
+        elif _HTML_UNREAD.fullmatch(tag) or ("role", "navigation") in attrs:
             self._skipped, self._depth = tag, 1
-        elif tag not in _HTML_INLINE:
+        elif not _HTML_INLINE.fullmatch(tag):
             self.text.append("\f")
             self._heading = tag if not self.titles.get(tag, tag) else ""
 
@@ -103,7 +103,7 @@ class _HtmlText(HTMLParser):
         if self._skipped:
             self._depth -= tag == self._skipped
             self._skipped = self._skipped if self._depth else ""
-        elif tag not in _HTML_INLINE:
+        elif not _HTML_INLINE.fullmatch(tag):
             self.text.append("\f")
             self._heading = ""
 
@@ -123,11 +123,13 @@ def _read_html(path: Path) -> Extract:
     data = path.read_bytes()
     encoding = encoding_of(data)
     if encoding == "utf-8" and not data.startswith(b"\xef\xbb\xbf") and (declared := _CHARSET.search(data, 0, 4096)):
-        encoding = declared[1].decode("ascii", "replace").lower()
+        encoding = declared[1].decode().lower()
     parser = _HtmlText()
     # Browsers read what declares itself Latin-1 as Windows-1252, which has the curly quotes.
     text = _decode(path, data, "cp1252" if encoding in ("iso-8859-1", "latin-1", "us-ascii") else encoding)
-    parser.feed(text.replace("<![", "<!"))  # HTML has no marked sections: a comment, where HTMLParser raises
+    text = text.replace("<![", "<!")  # HTML has no marked sections: this is a comment, where HTMLParser raises
+    end = text.rfind(">") + 1  # a tag that is cut off by the end is no text, and costs HTMLParser quadratic time
+    parser.feed(text[:end] + text[end:].partition("<")[0])
     parser.close()
     blocks = (" ".join(block.split()) for block in "".join(parser.text).split("\f"))
     title = parser.titles["title"].split() or parser.titles["h1"].split()
@@ -158,6 +160,9 @@ def _docx_text(part: IO[bytes]) -> Iterator[tuple[str, bool]]:
             element.clear()
 
 
+_DOCX_FAULTS = (zipfile.BadZipFile, ElementTree.ParseError, zlib.error, EOFError, RuntimeError, LookupError)
+
+
 def _read_docx(path: Path) -> Extract:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -171,7 +176,7 @@ def _read_docx(path: Path) -> Extract:
             title = ""
             if "docProps/core.xml" in archive.namelist():
                 title = ElementTree.parse(archive.open("docProps/core.xml")).findtext("{*}title") or ""
-    except (zipfile.BadZipFile, ElementTree.ParseError, zlib.error, EOFError, RuntimeError) as error:
+    except _DOCX_FAULTS as error:
         raise DocumentError(
             f"{path} is not a readable DOCX file ({error}); open it in Word and save it again"
         ) from None
@@ -181,25 +186,22 @@ def _read_docx(path: Path) -> Extract:
 
 def _read_pdf(path: Path) -> Extract:
     try:
-        import kreuzberg
+        import pypdfium2
     except ImportError:
-        raise MissingExtraError(f'{path}: reading PDF needs kreuzberg; pip install "ragstone[documents]"') from None
-    config = kreuzberg.ExtractionConfig(
-        output_format="plain",
-        pages=kreuzberg.PageConfig(extract_pages=True),
-        disable_ocr=True,
-        use_cache=False,  # it would keep a copy of every document under the user's home
-    )
+        raise MissingExtraError(f'{path}: reading PDF needs pypdfium2; pip install "ragstone[documents]"') from None
     try:
-        result = kreuzberg.extract_file_sync(str(path), config=config)
-    except kreuzberg.KreuzbergError as error:
+        with pypdfium2.PdfDocument(path) as pdf:
+            pages = [page.get_textpage().get_text_bounded() for page in pdf]
+            title = pdf.get_metadata_dict().get("Title", "").strip()
+    except pypdfium2.PdfiumError as error:
         if "password" in str(error):
             raise DocumentError(f"{path} is protected by a password; save it without one") from None
         raise DocumentError(f"{path} is damaged or no PDF file; open it in a PDF viewer and save it again") from None
-    sections = tuple(Section(page["content"], page["page_number"]) for page in result.pages)
+    # PDFium marks a word that is hyphenated at the end of a line with \x02, and joins it.
+    texts = (page.replace("\x02", "").replace("\r\n", "\n") for page in pages)
+    sections = tuple(Section(text, number) for number, text in enumerate(texts, 1))
     if not any(section.text.strip() for section in sections):
         raise DocumentError(f"{path} holds no text, only images; run it through OCR (for example ocrmypdf) first")
-    title = (result.metadata.get("title") or "").strip()
     return Extract("" if title.lower() == "untitled" else title, sections)
 
 

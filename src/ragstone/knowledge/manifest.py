@@ -23,11 +23,20 @@ from typing import Any
 from ragstone.errors import EncoderMismatchError, KnowledgeBaseError, LockedError
 from ragstone.knowledge.passages import SplitOptions
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "LOCK_FILE", "MANIFEST_FILE", "Manifest", "write_file", "write_lock"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "PASSAGES_FOLDER",
+    "Manifest",
+    "check_new",
+    "write_lock",
+]
 
 FORMAT = "ragstone-knowledge-base"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+PASSAGES_FOLDER = "passages.lance"
 LOCK_FILE = "write.lock"
 
 # What decides a passage's vector. A different question prompt or length limit is the caller's choice.
@@ -41,7 +50,7 @@ class Manifest:
     Attributes:
         width: D, the width of its vectors.
         encoder: the fields of the encoder's ``EncoderSpec``, or None where vectors are always given.
-        split: how the last documents were split, or None before the first.
+        split: how documents are split unless told otherwise; None keeps records and pages whole.
         metric: how vectors are compared; the inner product always.
         id: names this base, so that a cache copied from another is not mistaken for its own.
         created: when, in ISO 8601.
@@ -49,7 +58,7 @@ class Manifest:
 
     width: int
     encoder: dict[str, Any] | None = None
-    split: SplitOptions | None = None
+    split: SplitOptions | None = field(default_factory=SplitOptions)
     metric: str = "inner_product"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -57,7 +66,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest into ``folder``, whole or not at all."""
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+        _write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -75,7 +84,7 @@ class Manifest:
             raise KnowledgeBaseError(f"{path} declares the format {declared!r}, not {FORMAT!r}; give another folder")
         if version > FORMAT_VERSION:
             raise KnowledgeBaseError(
-                f"{folder} has format version {version} and this Ragstone reads up to {FORMAT_VERSION}; upgrade ragstone"
+                f"{folder} has format version {version}, this Ragstone reads up to {FORMAT_VERSION}; upgrade ragstone"
             )
         try:
             known = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
@@ -98,7 +107,22 @@ class Manifest:
                 )
 
 
-def write_file(path: Path, content: bytes) -> None:
+def check_new(folder: Path) -> None:
+    """Raise KnowledgeBaseError unless a base can be made in ``folder``: it is new, empty, or `create` was cut short."""
+    if (folder / MANIFEST_FILE).is_file():
+        raise KnowledgeBaseError(f"{folder} holds a knowledge base; open it with KnowledgeBase.open")
+    if folder.exists() and not folder.is_dir():
+        raise KnowledgeBaseError(f"{folder} is a file; give a folder")
+    unfinished = {LOCK_FILE} if any(folder.glob(f"{PASSAGES_FOLDER}/data/*")) else {LOCK_FILE, PASSAGES_FOLDER}
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    others = [name for name in names if name not in unfinished and not name.startswith(f".{MANIFEST_FILE}")]
+    if others:
+        raise KnowledgeBaseError(
+            f"{folder} is not empty: it holds {min(others)!r}; give a new folder, or empty this one"
+        )
+
+
+def _write_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a crash leaves the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -5,7 +5,6 @@ A row is named by its *row id*: a number that Lance gives it once and keeps thro
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from ragstone.errors import InputError, KnowledgeBaseError
+from ragstone.knowledge.faults import first_sentence, reading, writing
+from ragstone.knowledge.manifest import PASSAGES_FOLDER
 from ragstone.knowledge.passages import Passage
 
-__all__ = ["PASSAGES_FOLDER", "PassageStore", "Version", "passage_table", "row_passages"]
+__all__ = ["PassageStore", "StoredDocument", "Version", "passage_table"]
 
-PASSAGES_FOLDER = "passages.lance"
 KEYWORD_COLUMNS = ("title", "text")
 PASSAGE_COLUMNS = ("id", "title", "text", "document_id", "source", "page", "metadata")
-# ICU finds the words of languages written without spaces too. The rest is Lance's default: lower case, no accents,
-# English stems and stop words. Leaving stop words in made no answer better on wiki18 and queries four times slower.
-_TOKENIZER = {"base_tokenizer": "icu"}
+# ICU finds the words of languages written without spaces too; "split" parts l'école and O'Hara. The rest is Lance's
+# default: lower case, no accents, English stems and stop words. With stop words kept, keyword search answered no more
+# questions of wiki18 and took four times as long.
+_TOKENIZER = {"base_tokenizer": "icu/split"}
 # A row that the keyword index does not hold yet costs a search about 30 microseconds.
 _UNINDEXED_ROWS = 2048
 _SCAN_ROWS = 16_384
@@ -39,6 +40,14 @@ class Version:
     number: int
     created: datetime
     passages: int
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """What is stored of a document as a whole; ``content_hash`` is None if its passages do not agree."""
+
+    content_hash: str | None
+    source: str | None
 
 
 def _schema(width: int) -> pa.Schema:
@@ -78,12 +87,6 @@ def passage_table(
     return pa.table(columns, schema=_schema(width))
 
 
-def row_passages(table: pa.Table) -> list[Passage]:
-    """Return the rows of a table with `PASSAGE_COLUMNS` as passages."""
-    rows = table.select(PASSAGE_COLUMNS).to_pylist()
-    return [Passage(**{**row, "metadata": json.loads(row["metadata"]) if row["metadata"] else {}}) for row in rows]
-
-
 class PassageStore:
     """One version of the stored passages: reads it, and commits the next."""
 
@@ -98,7 +101,7 @@ class PassageStore:
         import lance
 
         path = folder / PASSAGES_FOLDER
-        with _writing(path):
+        with writing(path):
             dataset = lance.write_dataset(_schema(width).empty_table(), path, mode="create", enable_stable_row_ids=True)
             # An empty index fixes how words are told apart. Rows are found through it from the first on; while it
             # does not hold them yet, Lance scans them with the same words and the same scores.
@@ -112,7 +115,7 @@ class PassageStore:
         import lance
 
         path = folder / PASSAGES_FOLDER
-        with _reading(path):
+        with reading(path):
             dataset = lance.dataset(path)
             if version is not None:
                 known = [entry["version"] for entry in dataset.versions()]
@@ -135,17 +138,17 @@ class PassageStore:
         return int(self._dataset.version)
 
     def __len__(self) -> int:
-        with _reading(self.path):
+        with reading(self.path):
             return int(self._dataset.count_rows())
 
     def refresh(self) -> None:
         """Move to the newest version."""
-        with _reading(self.path):
+        with reading(self.path):
             self._dataset.checkout_latest()
 
     def versions(self) -> list[Version]:
         """Return every version that can still be opened, oldest first."""
-        with _reading(self.path):
+        with reading(self.path):
             entries = self._dataset.versions()
         return [Version(e["version"], e["timestamp"], int(e["metadata"]["total_rows"])) for e in entries]
 
@@ -158,24 +161,30 @@ class PassageStore:
         try:
             self._dataset.scanner(columns=["id"], filter=where).explain_plan()
         except Exception as error:
-            known = ", ".join(self._dataset.schema.names)
             raise InputError(
-                f"where={where!r} is not a predicate over {known}: {_first_sentence(error)}. "
-                "Example: where=\"source LIKE '%.pdf' AND page < 10\""
+                f"where={where!r} is not a predicate: {first_sentence(error).split('. ')[0]}. The columns are "
+                f"{', '.join(self._dataset.schema.names)}; an example is where=\"source LIKE '%.pdf' AND page < 10\""
             ) from error
 
     def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Return ``columns`` and ``_rowid`` of all rows that fulfil ``where``."""
-        with _reading(self.path, where):
+        with reading(self.path, where):
             return self._dataset.to_table(columns=[*columns, "_rowid"], filter=where)
 
     def row_ids(self, where: str | None = None) -> np.ndarray:
         """Return the sorted row ids of all rows that fulfil ``where``."""
         return np.sort(_row_ids(self.scan([], where)))
 
+    def row_stamps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sorted row ids (N,) and, of each, the version that last wrote it (N,)."""
+        table = self.scan(["_row_last_updated_at_version"])
+        row_ids, stamps = _row_ids(table), table["_row_last_updated_at_version"].to_numpy()
+        order = np.argsort(row_ids)
+        return row_ids[order], stamps[order]
+
     def vectors(self, where: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks of (row ids (n,), vectors (n, D)) of all rows that fulfil ``where``."""
-        with _reading(self.path, where):
+        with reading(self.path, where):
             for batch in self._dataset.to_batches(columns=["vector", "_rowid"], filter=where, batch_size=_SCAN_ROWS):
                 if batch.num_rows:
                     yield _row_ids(batch), self._matrix(batch.column("vector"))
@@ -195,6 +204,13 @@ class PassageStore:
         table = self.fetch(row_ids, ["id", "vector"])
         return table["id"].to_pylist(), self._matrix(table["vector"])
 
+    def fetch_passages(self, row_ids: np.ndarray) -> tuple[list[Passage], np.ndarray]:
+        """Return the passages and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
+        table = self.fetch(row_ids, [*PASSAGE_COLUMNS, "vector"])
+        rows = table.select(PASSAGE_COLUMNS).to_pylist()
+        passages = [Passage(**{**row, "metadata": json.loads(row["metadata"] or "{}")}) for row in rows]
+        return passages, self._matrix(table["vector"])
+
     def find(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the row ids of those of the passages ``ids`` that are stored."""
         wanted = list(dict.fromkeys(ids))
@@ -203,17 +219,27 @@ class PassageStore:
         table = self.scan(["id"], _is_in("id", wanted))
         return dict(zip(table["id"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
 
+    def documents(self) -> dict[str, StoredDocument]:
+        """Return what is stored, by document id."""
+        found: dict[str, StoredDocument] = {}
+        table = self.scan(["document_id", "content_hash", "source"], "document_id IS NOT NULL")
+        for row in zip(*(table[name].to_pylist() for name in ("document_id", "content_hash", "source")), strict=True):
+            document = StoredDocument(*row[1:])
+            if found.setdefault(row[0], document).content_hash != document.content_hash:
+                found[row[0]] = StoredDocument(None, document.source)
+        return found
+
     def search_words(
         self, question: str, count: int, where: str | None = None
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Return row ids (n,), passage ids and BM25 scores (n,) of up to ``count`` rows that share words with ``question``.
+        """Return row ids (n,), passage ids and BM25 scores (n,) of ``count`` rows that share words with ``question``.
 
         The score is the sum over title and text. A question of nothing but stop words and punctuation finds nothing.
         """
         from lance.query import BooleanQuery, MatchQuery, Occur
 
         query = BooleanQuery([(Occur.SHOULD, MatchQuery(question, column)) for column in KEYWORD_COLUMNS])
-        with _reading(self.path, where):
+        with reading(self.path, where):
             table = self._dataset.to_table(
                 columns=["id", "_rowid", "_score"],
                 filter=where,
@@ -228,12 +254,12 @@ class PassageStore:
 
     def append(self, table: pa.Table) -> None:
         """Commit the rows of ``table``, whose ids are new."""
-        with _writing(self.path):
+        with writing(self.path):
             self._dataset.insert(table)
 
     def merge(self, table: pa.Table, documents: Sequence[str] = ()) -> None:
         """Commit the rows of ``table`` by id; rows of ``documents`` that are not in ``table`` go in the same commit."""
-        with _writing(self.path):
+        with writing(self.path):
             merge = self._dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             if documents:
                 merge = merge.when_not_matched_by_source_delete(_is_in("document_id", documents))
@@ -244,12 +270,12 @@ class PassageStore:
         wanted = list(dict.fromkeys(values))
         if not wanted:
             return 0
-        with _writing(self.path):
+        with writing(self.path):
             return int(self._dataset.delete(_is_in(column, wanted))["num_deleted_rows"])
 
     def index_words(self, *, all_rows: bool = False) -> None:
-        """Bring the keyword index up to date once enough rows (a tenth), or any with ``all_rows``, are missing from it."""
-        with _writing(self.path):
+        """Bring the keyword index up to date if a tenth of the rows, or with ``all_rows`` any, are missing from it."""
+        with writing(self.path):
             indexed = min((index.num_rows_indexed for index in self._dataset.describe_indices()), default=0)
             missing = len(self) - indexed
             if missing > (0 if all_rows else max(_UNINDEXED_ROWS, indexed // 10)):
@@ -259,11 +285,13 @@ class PassageStore:
         """Return a column of vectors as an (n, D) float32 matrix."""
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
         parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width) for chunk in chunks]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *parts])
+        matrix: np.ndarray = np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
+        return matrix
 
 
 def _row_ids(table: Any) -> np.ndarray:
-    return table.column("_rowid").to_numpy().astype(np.uint64, copy=False)
+    row_ids: np.ndarray = table.column("_rowid").to_numpy()
+    return row_ids
 
 
 def _is_in(column: str, values: Sequence[str]) -> str:
@@ -274,47 +302,3 @@ def _is_in(column: str, values: Sequence[str]) -> str:
 
 def _ranges(numbers: Sequence[int]) -> str:
     return f"{min(numbers)} to {max(numbers)}" if len(numbers) > 1 else f"{numbers[0]}"
-
-
-def _first_sentence(error: BaseException) -> str:
-    """Return what Lance says went wrong, without the places in its source that follow."""
-    return str(error).split(", /")[0].removeprefix("Invalid user input: ").strip().rstrip(".")
-
-
-@contextlib.contextmanager
-def _reading(path: Path, where: str | None = None) -> Iterator[None]:
-    """Turn what Lance raises while reading into a KnowledgeBaseError, or an InputError if the predicate fails on a row."""
-    try:
-        yield
-    except BaseException as error:
-        if not _is_lance_failure(error):
-            raise
-        said = _first_sentence(error)
-        if where is not None and "Error applying filter" in said:
-            raise InputError(f"where={where!r} cannot be evaluated: {said}") from error
-        raise KnowledgeBaseError(
-            f"{path} cannot be read ({said}); if the folder is damaged, open an older version, restore it from a backup "
-            "or index the documents again"
-        ) from error
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what Lance raises while writing into a KnowledgeBaseError."""
-    try:
-        yield
-    except BaseException as error:
-        if not _is_lance_failure(error):
-            raise
-        raise KnowledgeBaseError(
-            f"{path} cannot be written to ({_first_sentence(error)}); the last version is whole and can still be read"
-        ) from error
-
-
-def _is_lance_failure(error: BaseException) -> bool:
-    # Lance reports faults as several built-in errors, and a bug in it as a PanicException, which is no Exception.
-    if isinstance(error, (KnowledgeBaseError, InputError)):
-        return False
-    return isinstance(error, (OSError, ValueError, RuntimeError, pa.ArrowException)) or (
-        type(error).__name__ == "PanicException"
-    )

@@ -1,0 +1,5 @@
+"""``python -m ragstone.cli``."""
+
+from ragstone.cli import run
+
+run()

@@ -1,0 +1,184 @@
+"""The verbs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ragstone.errors import InputError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="ragstone",
+    help="Ask your own documents. Retrieval-augmented generation with exact likelihoods and the evidence behind them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Method(StrEnum):
+    """How passages are summed out."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+class Search(StrEnum):
+    """How passages are found."""
+
+    dense = "dense"
+    exact = "exact"
+    keyword = "keyword"
+    hybrid = "hybrid"
+
+
+class Decode(StrEnum):
+    """How RAG-Sequence ranks hypotheses."""
+
+    thorough = "thorough"
+    fast = "fast"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the quicker one, found by a probe.")]
+K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
+Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
+SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from ragstone import __version__
+
+        typer.echo(f"ragstone {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+@app.command()
+def setup() -> None:
+    """Fetch the local default models (MiniLM and SmolLM2-135M-Instruct) and convert them once."""
+    from ragstone import local
+    from ragstone.cli.console import err
+
+    local.setup(progress=lambda line: err.print(line))
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders: txt md html pdf docx jsonl csv tsv parquet.")],
+    kb: Annotated[Path, typer.Option("--kb", help="The knowledge base; made if it does not exist.")],
+    encoder: Annotated[str | None, typer.Option(help="Name or folder of the encoder of a new base [local].")] = None,
+    words: Annotated[int | None, typer.Option(min=1, help="Words a passage [100, or as the base has it].")] = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Words that neighbouring passages share [0].")] = None,
+    sentences: Annotated[bool, typer.Option("--sentences", help="Cut at ends of sentences.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Do not split: a record or page is a passage.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are no longer there.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Read documents, split and encode them, and store them. Run it again to update; interrupt it at any time."""
+    from ragstone.cli.indexing import index_paths
+    from ragstone.knowledge import SplitOptions
+
+    split: SplitOptions | Literal["same"] | None = "same"
+    if whole:
+        split = None
+    elif words is not None or overlap is not None or sentences:
+        split = SplitOptions(words=words or 100, overlap=overlap or 0, sentences=sentences)
+    index_paths(
+        paths,
+        kb,
+        encoder=encoder,
+        split=split,
+        prune=prune,
+        device=device,
+        dtype=dtype,
+        as_json=json,
+    )
+
+
+@app.command()
+def search(
+    kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    k: K = 5,
+    how: SearchOption = Search.dense,
+    where: Where = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Find passages."""
+    from ragstone.cli.asking import search_passages
+
+    search_passages(kb, question, k=k, how=how.value, where=where, device=device, dtype=dtype, as_json=json)
+
+
+@app.command()
+def ask(
+    kb: Annotated[str | None, typer.Argument(help="The knowledge base (left out with --passages).")] = None,
+    question: Annotated[str | None, typer.Argument(help="The question; without one, ask interactively.")] = None,
+    model: Annotated[str, typer.Option(help="Name or folder of a RAG model.")] = "local",
+    method: Annotated[Method | None, typer.Option(help="RAG-Token or RAG-Sequence.")] = None,
+    passages: Annotated[
+        list[Path] | None, typer.Option("--passages", help="Read these files instead of a knowledge base; repeatable.")
+    ] = None,
+    k: K = 5,
+    how: SearchOption = Search.dense,
+    where: Where = None,
+    decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for an answer.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    explain: Annotated[bool, typer.Option("--explain", help="Show which passages carried the answer.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Answer a question with the passages behind the answer."""
+    from ragstone.cli.asking import answer_questions
+
+    if passages and question is None:
+        kb, question = None, kb
+    if kb is None and not passages:
+        raise InputError("Name a knowledge base (ragstone ask DIR \"…\"), or files to read with --passages.")
+    options: dict[str, Any] = {"k": k, "search": how.value, "where": where, "decode": decode.value}
+    answer_questions(
+        kb,
+        question,
+        model=model,
+        method=None if method is None else method.value,
+        files=passages,
+        options={**options, "num_beams": beams, "max_new_tokens": max_new_tokens},
+        explain=explain,
+        device=device,
+        dtype=dtype,
+        as_json=json,
+    )
+
+
+@app.command()
+def info(
+    what: Annotated[str, typer.Argument(help="A knowledge base, or a model.")],
+    json: Json = False,
+) -> None:
+    """Say what a knowledge base or a model holds."""
+    from ragstone.cli.information import show
+
+    show(what, as_json=json)

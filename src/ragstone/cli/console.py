@@ -1,0 +1,77 @@
+"""Where the command line writes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+
+__all__ = ["complain", "err", "out", "print_json", "progress_bar", "quiet_libraries", "working"]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def complain(message: str) -> None:
+    """One error, in one sentence."""
+    err.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what takes long, on a terminal only."""
+    with err.status(f"{what} …") if err.is_terminal else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with rate and time left; yields ``progress(done, total, unit)``, which starts a new bar for a new unit."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(TextColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f}/s" if speed else "", style="cyan")
+
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(""),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(done: int, total: int, unit: str) -> None:
+            if unit not in tasks:
+                tasks[unit] = bar.add_task(unit, total=total)
+            bar.update(tasks[unit], completed=done, total=total)
+
+        yield progress
+
+
+def quiet_libraries() -> None:
+    """Bars and advice of the libraries underneath have no place between a question and its answer."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,68 @@
+"""What callers give a knowledge base, checked: each returns its argument in the one form that the rest expects."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ragstone.errors import InputError
+
+__all__ = ["check_count", "check_ids", "check_questions", "check_vectors"]
+
+_LARGEST = 1e15  # inner products of larger numbers could overflow float32
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return a whole number of at least 1."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise InputError(f"{name}={value!r} must be a whole number of at least 1")
+    return count
+
+
+def check_ids(ids: str | Iterable[str]) -> list[str]:
+    """Return one id or several as a list."""
+    wanted = [ids] if isinstance(ids, str) else list(ids)
+    for value in wanted:
+        if not isinstance(value, str):
+            raise InputError(f"a passage id is a string, not {value!r}")
+    return wanted
+
+
+def check_questions(questions: str | Iterable[str]) -> list[str]:
+    """Return one question or several as a list."""
+    texts = [questions] if isinstance(questions, str) else list(questions)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"question {place} must be a string, not {text!r}; vectors go into vectors=")
+        if not text.strip():
+            raise InputError(f"question {place} is empty; ask something")
+    return texts
+
+
+def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None = None) -> np.ndarray:
+    """Return ``vectors``, (D,) or (n, D) of any real dtype, as (n, D) float32; n is ``count`` if that is given."""
+    try:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            matrix = np.ascontiguousarray(np.atleast_2d(np.asarray(vectors)), np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an array of numbers: {error}") from None
+    if matrix.ndim != 2 or matrix.shape[1] != width:
+        raise InputError(
+            f"{name} have the shape {np.shape(vectors)}; the base's vectors have width {width}: (n, {width})"
+        )
+    if count is not None and len(matrix) != count:
+        raise InputError(f"{name} are {len(matrix)}, but there are {count} texts; give one vector for each")
+    bad = ~(np.abs(matrix) < _LARGEST).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"{name}: number {int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"
+        )
+    return matrix

@@ -1,0 +1,154 @@
+"""Quantised vectors: 4 bits a number, searched by turbovec. What they find is rescored exactly (search.py).
+
+The codes are named by row id. Their file is a cache: it is used only if its name says that it belongs to this base and
+its checksum is right; then the rows that differ between its version and this one are patched in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragstone.errors import KnowledgeBaseError
+from ragstone.knowledge.storage import PassageStore
+
+__all__ = ["Codes", "current_codes"]
+
+_BITS = 4
+_CALIBRATION_ROWS = 1024
+_REBUILD_SHARE = 0.25  # of the rows differ: patching would cost more, and the calibration would no longer fit
+_SAVE_SHARE = 0.02  # of the rows differ from the file: worth writing it anew
+_BLOCK_ROWS = 16_384
+_FILE_NAME = re.compile(r"codes-(?P<base>[0-9a-f]+)-(?P<version>\d+)-(?P<checksum>[0-9a-f]{8})\.tvim")
+
+
+@dataclass
+class Codes:
+    """The codes of every vector of one version.
+
+    Attributes:
+        index: turbovec's index, ids being row ids.
+        row_ids: those ids, sorted (N,).
+        stamps: the versions that last wrote those rows (N,). The same id with the same stamp has the same vector.
+        version: the version they show.
+        unsaved: how many rows differ from the file; None if there is no file.
+    """
+
+    index: Any
+    row_ids: np.ndarray
+    stamps: np.ndarray
+    version: int
+    unsaved: int | None = None
+
+    def search(self, questions: np.ndarray, count: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Return the row ids (B, n), n <= ``count``, of about the nearest to ``questions`` (B, D), best first."""
+        if not len(self.row_ids if allowed is None else allowed):
+            return np.empty((len(questions), 0), np.uint64)
+        found: np.ndarray = self.index.search(_pad(questions), min(count, len(self.row_ids)), allowlist=allowed)[1]
+        return found
+
+
+def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None) -> Codes:
+    """Return the codes of the version of ``store``: those ``held``, or the file's, brought up to date, or new ones."""
+    if held is not None and held.version == store.version:
+        return held
+    codes = held or _load(folder, base_id, store)
+    if codes is None or not _patch(codes, store):
+        codes = _build(store)
+    if codes.unsaved is None or codes.unsaved > _SAVE_SHARE * len(codes.row_ids):
+        with contextlib.suppress(OSError):  # a folder that cannot be written to has no cache
+            _save(codes, folder, base_id)
+    return codes
+
+
+def _pad(vectors: np.ndarray) -> np.ndarray:
+    """Return (n, D) vectors with zeros up to the next multiple of 8 numbers, as turbovec wants them."""
+    missing = -vectors.shape[1] % 8
+    return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors, np.float32)
+
+
+def _build(store: PassageStore) -> Codes:
+    from turbovec import IdMapIndex
+
+    row_ids, stamps = store.row_stamps()
+    index = IdMapIndex(dim=-(-store.width // 8) * 8, bit_width=_BITS)
+    sample = np.random.default_rng(0).choice(row_ids, min(_CALIBRATION_ROWS, len(row_ids)), replace=False)
+    if len(sample) > 1:
+        index.calibrate(_pad(store.fetch_vectors(sample)[1]))
+    for block_ids, vectors in store.vectors():
+        index.add_with_ids(_pad(vectors), block_ids)
+    return Codes(index, row_ids, stamps, store.version)
+
+
+def _patch(codes: Codes, store: PassageStore) -> bool:
+    """Bring ``codes`` to the version of ``store``, or return False where building anew is right."""
+    row_ids, stamps = store.row_stamps()
+    removed = np.setdiff1d(codes.row_ids, row_ids, assume_unique=True)
+    _, here, there = np.intersect1d(row_ids, codes.row_ids, assume_unique=True, return_indices=True)
+    same = here[stamps[here] == codes.stamps[there]]
+    changed = np.delete(row_ids, same)
+    differing = len(changed) + len(removed)
+    if differing > _REBUILD_SHARE * len(row_ids):
+        return False
+    for row_id in [*removed.tolist(), *changed.tolist()]:
+        codes.index.remove(row_id)  # does nothing for an id that is new
+    for start in range(0, len(changed), _BLOCK_ROWS):
+        block_ids = changed[start : start + _BLOCK_ROWS]
+        codes.index.add_with_ids(_pad(store.fetch_vectors(block_ids)[1]), block_ids)
+    codes.row_ids, codes.stamps, codes.version = row_ids, stamps, store.version
+    if codes.unsaved is not None:
+        codes.unsaved += differing
+    return len(codes.index) == len(row_ids)
+
+
+def _files(folder: Path, base_id: str) -> list[tuple[int, str, Path]]:
+    """Return version, checksum and path of the code files of this base, newest first."""
+    found = [(_FILE_NAME.fullmatch(path.name), path) for path in folder.glob("codes-*.tvim")]
+    own = [(int(m["version"]), m["checksum"], path) for m, path in found if m is not None and m["base"] == base_id]
+    return sorted(own, reverse=True)
+
+
+def _load(folder: Path, base_id: str, store: PassageStore) -> Codes | None:
+    """Return the codes of the newest sound file, or None."""
+    from turbovec import IdMapIndex
+
+    for version, checksum, path in _files(folder, base_id):
+        # A file may vanish as another process replaces it, and the version it shows may have been cleaned up.
+        with contextlib.suppress(OSError, ValueError, KnowledgeBaseError):
+            if _checksum(path) == checksum:
+                index = IdMapIndex.load(str(path))
+                row_ids, stamps = PassageStore.open(folder, store.width, version).row_stamps()
+                if len(index) == len(row_ids):
+                    return Codes(index, row_ids, stamps, version, unsaved=0)
+    return None
+
+
+def _save(codes: Codes, folder: Path, base_id: str) -> None:
+    """Write the codes to a file of their own and remove the older ones, unless there is a newer one."""
+    if any(version > codes.version for version, _, _ in _files(folder, base_id)):
+        return
+    partial = folder / f".codes.{os.getpid()}"
+    try:
+        codes.index.write(str(partial))
+        partial.replace(folder / f"codes-{base_id}-{codes.version}-{_checksum(partial)}.tvim")
+    finally:
+        partial.unlink(missing_ok=True)
+    codes.unsaved = 0
+    for version, _, path in _files(folder, base_id):
+        if version < codes.version:
+            path.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> str:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return f"{checksum:08x}"

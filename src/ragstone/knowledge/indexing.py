@@ -1,0 +1,212 @@
+"""From files to stored passages: read, split, skip what is stored already, encode, commit in chunks.
+
+A document is stored with a hash of its content, and all of its passages are replaced in one commit. So a run that ends
+early, however it ends, leaves whole documents only, and the next run goes on with the document it had come to.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ragstone.errors import InputError
+from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents
+from ragstone.knowledge.encoding import TextEncoder, encode_passages
+from ragstone.knowledge.passages import Passage, SplitOptions, content_hash
+from ragstone.knowledge.storage import PassageStore, StoredDocument, passage_table
+
+__all__ = ["IndexReport", "Progress", "index_documents"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with how much is done, how much there is in all, and the unit: "files" while reading, then "passages"."""
+
+_SPOOL_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What a run of indexing did.
+
+    Attributes:
+        documents: how many documents were read.
+        added: how many of them are new in the base.
+        updated: how many replaced an older state of themselves.
+        unchanged: how many were stored already; nothing of them was encoded.
+        removed: how many were taken out of the base because they are gone (``prune``).
+        passages: how many passages were encoded and stored.
+        skipped: the files and records that were not indexed, and why.
+        seconds: how long it took.
+        version: the version that the base has now.
+    """
+
+    documents: int
+    added: int
+    updated: int
+    unchanged: int
+    removed: int
+    passages: int
+    skipped: tuple[Skipped, ...]
+    seconds: float
+    version: int
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A document that is yet to be stored."""
+
+    id: str
+    content_hash: str
+    passages: list[Passage]
+
+
+@dataclass
+class _Reading:
+    """One pass over the files: what they hold, and what of it is not stored as it stands."""
+
+    stored: Mapping[str, StoredDocument]
+    split: SplitOptions | None
+    seen: dict[str, str | None] = field(default_factory=dict)  # document ids and their files
+    passage_ids: set[str] = field(default_factory=set)  # of the documents that are yet to be stored
+    skipped: list[Skipped] = field(default_factory=list)
+    added: int = 0
+    updated: int = 0
+
+    def pending(self, files: Sequence[Path], progress: Progress) -> Iterator[_Pending]:
+        """Yield the documents of ``files`` that are new or changed."""
+        for done, file in enumerate(files, 1):
+            try:
+                for document in iter_documents([file]):
+                    if isinstance(document, Skipped):
+                        self.skipped.append(document)
+                    elif (pending := self._examine(document)) is not None:
+                        yield pending
+            except InputError as error:  # it was there when the folder was listed
+                self.skipped.append(Skipped(str(file), str(error)))
+            progress(done, len(files), "files")
+
+    def _examine(self, document: Document) -> _Pending | None:
+        if document.id in self.seen:
+            self._skip(document, f"the id {document.id!r} was given before, by {self.seen[document.id]}")
+            return None
+        self.seen[document.id] = document.source
+        hashed = content_hash(document.fingerprint, None if self.split is None else asdict(self.split))
+        stored = self.stored.get(document.id)
+        if stored is not None and stored.content_hash == hashed:
+            return None
+        passages = document_passages(document, self.split)
+        ids = {passage.id for passage in passages}
+        if not ids.isdisjoint(self.passage_ids):
+            self._skip(document, f"its passage {min(ids & self.passage_ids)!r} has the id of another document's")
+            return None
+        self.passage_ids |= ids
+        self.added += stored is None
+        self.updated += stored is not None
+        return _Pending(document.id, hashed, passages)
+
+    def _skip(self, document: Document, reason: str) -> None:
+        self.skipped.append(Skipped(document.source or "", f"{document.source}: {reason}; give each its own id"))
+
+
+def index_documents(
+    store: PassageStore,
+    encoder: TextEncoder,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    split: SplitOptions | None,
+    prune: bool,
+    chunk_passages: int,
+    progress: Progress | None,
+) -> IndexReport:
+    """Bring ``store`` up to date with the documents of ``paths``; see `KnowledgeBase.add_documents`."""
+    started = time.monotonic()
+    progress = progress or (lambda done, total, unit: None)
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    reading = _Reading(store.documents(), split)
+    # Everything is read before anything is encoded, so that the total is known from the first passage on. What is to
+    # be encoded waits in a temporary file, which is kept in memory while it is small.
+    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8") as spool:
+        for document in reading.pending(find_files(paths), progress):
+            spool.write(json.dumps(asdict(document)) + "\n")
+        spool.seek(0)
+        total, done = len(reading.passage_ids), 0
+
+        def encoded(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total, "passages")
+
+        for chunk in _chunks(map(_unspool, spool), chunk_passages):
+            _store(store, encoder, chunk, reading.stored, encoded)
+    removed = _gone(reading, paths) if prune else []
+    store.delete("document_id", removed)
+    store.index_words(all_rows=True)
+    return IndexReport(
+        documents=len(reading.seen),
+        added=reading.added,
+        updated=reading.updated,
+        unchanged=len(reading.seen) - reading.added - reading.updated,
+        removed=len(removed),
+        passages=total,
+        skipped=tuple(reading.skipped),
+        seconds=time.monotonic() - started,
+        version=store.version,
+    )
+
+
+def _unspool(line: str) -> _Pending:
+    values = json.loads(line)
+    return _Pending(values["id"], values["content_hash"], [Passage(**passage) for passage in values["passages"]])
+
+
+def _chunks(documents: Iterable[_Pending], chunk_passages: int) -> Iterator[list[_Pending]]:
+    """Yield whole documents in lists of at least ``chunk_passages`` passages; the last list may hold fewer."""
+    chunk: list[_Pending] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document.passages)
+        if size >= chunk_passages:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _store(
+    store: PassageStore,
+    encoder: TextEncoder,
+    documents: Sequence[_Pending],
+    stored: Mapping[str, StoredDocument],
+    encoded: Callable[[int], None],
+) -> None:
+    """Encode ``documents`` and put them in the place of what is stored of them, in one commit."""
+    passages = [passage for document in documents for passage in document.passages]
+    table = passage_table(
+        passages,
+        encode_passages(encoder, passages, encoded),
+        positions=[position for document in documents for position in range(len(document.passages))],
+        content_hashes=[document.content_hash for document in documents for _ in document.passages],
+    )
+    replaced = [document.id for document in documents if document.id in stored]
+    if replaced or store.find(passage.id for passage in passages):
+        store.merge(table, replaced)
+    else:
+        store.append(table)
+
+
+def _gone(reading: _Reading, paths: Iterable[str | Path]) -> list[str]:
+    """Return the stored documents that came from ``paths`` and are there no more. An unreadable file is not gone."""
+    roots = [Path(path).expanduser().resolve() for path in paths]
+    unread = [Path(skipped.path) for skipped in reading.skipped]
+    return [
+        document_id
+        for document_id, document in reading.stored.items()
+        if document_id not in reading.seen
+        and document.source is not None
+        and any(Path(document.source).is_relative_to(root) for root in roots)
+        and not any(Path(document.source).is_relative_to(path) for path in unread)
+    ]

@@ -1,0 +1,267 @@
+"""The shared body: a question encoder, a retriever and a generator (paper §2.2, §2.3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
+    DPRContextEncoder,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ragstone.encoders import embed
+from ragstone.errors import InputError
+from ragstone.generators import EncodedContexts, Generator, generator_for, trim_padding
+from ragstone.marginal import label_log_probs, scored_tokens
+from ragstone.models.configuration import RagConfig
+from ragstone.models.outputs import RagInputs, RagOutput
+from ragstone.models.pretrained import RagPreTrainedModel, new_config
+from ragstone.models.protocols import Retriever
+
+__all__ = ["RagModel"]
+
+logger = logging.getLogger(__name__)
+
+_ENCODER_ONLY = ("mt5", "t5", "t5gemma", "umt5")
+"""Encoder-decoder families of which only the encoder is loaded."""
+
+
+class RagModel(RagPreTrainedModel):
+    """Question encoder + retriever + generator: what both model classes share. It knows no marginal.
+
+    Args:
+        config: see :class:`ragstone.RagConfig`; made from the parts if None.
+        question_encoder, generator: raw Hugging Face models; built from ``config`` if None.
+        retriever: see :class:`ragstone.RagRetriever`.
+    """
+
+    def __init__(
+        self,
+        config: RagConfig | None = None,
+        question_encoder: PreTrainedModel | None = None,
+        generator: PreTrainedModel | None = None,
+        retriever: Retriever | None = None,
+    ) -> None:
+        if config is None:
+            if question_encoder is None or generator is None:
+                raise InputError("Pass a RagConfig, or both question_encoder and generator.")
+            config = new_config(question_encoder, generator)
+        super().__init__(config)
+        if question_encoder is None:
+            question_encoder = _new_question_encoder(config.question_encoder)
+        if generator is None:
+            auto = AutoModelForCausalLM if config.causal else AutoModelForSeq2SeqLM
+            generator = auto.from_config(config.generator)
+        self.add_module("question_encoder", question_encoder)
+        self.add_module("generator", generator)
+        self._retriever: Retriever | None = None
+        self.post_init()
+        if retriever is not None:
+            self.set_retriever(retriever)
+
+    @property
+    def rag(self) -> RagModel:
+        """Itself."""
+        return self
+
+    def adapter(self) -> Generator:
+        """The generator behind Ragstone's own interface; made on demand, so that nothing is registered twice."""
+        return generator_for(self.generator)
+
+    def encode_questions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Question vectors q: (B, S) -> (B, D), with gradient."""
+        if attention_mask is None:
+            pad = self.config.question_encoder.pad_token_id
+            attention_mask = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        return embed(
+            self.question_encoder,
+            input_ids,
+            attention_mask,
+            pooling=self.config.question_encoder_pooling or "mean",
+            normalize=bool(self.config.question_encoder_normalize),
+        )
+
+    def score_passages(self, question_vectors: Tensor, passage_vectors: Tensor, mask: Tensor | None = None) -> Tensor:
+        """s = τ·(q·d): (B, D), (B, K, D) -> (B, K), with gradient to the question encoder; −inf where ``mask`` is false."""
+        scores = torch.einsum("bd,bkd->bk", question_vectors.float(), passage_vectors.float()) * self.config.tau
+        return scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
+
+    def prepare(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        questions: Sequence[str] | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        n_docs: int | None = None,
+    ) -> RagInputs:
+        """Retrieve, or take what the caller gives, and check it. Arguments as in ``forward``."""
+        if context_input_ids is None and doc_scores is None and context_attention_mask is None:
+            inputs = self._retrieve(input_ids, attention_mask, questions, n_docs)
+        else:
+            inputs = self._given(context_input_ids, context_attention_mask, doc_scores, n_docs)
+        scores = inputs.doc_scores
+        if scores.isnan().any():
+            raise InputError("doc_scores hold NaN; check the question encoder's weights and the passage vectors.")
+        nothing = torch.isneginf(scores).all(dim=1)
+        if nothing.any():
+            raise InputError(
+                f"No passage was found for question {int(nothing.int().argmax())} of the batch; "
+                "add documents to the knowledge base, loosen the filter, or pass passages."
+            )
+        ids, mask = inputs.context_input_ids, inputs.context_attention_mask
+        # A context without a single token would make attention undefined; its slot is empty, so one token is enough.
+        blank = ~mask.bool().any(dim=1)
+        if blank.any():
+            mask = mask.clone()
+            mask[blank, 0] = 1
+            inputs.doc_scores = scores.masked_fill(blank.view_as(scores), -torch.inf)
+        inputs.context_input_ids, inputs.context_attention_mask = trim_padding(ids, mask)
+        return inputs
+
+    def _retrieve(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        questions: Sequence[str] | None,
+        n_docs: int | None,
+    ) -> RagInputs:
+        if self._retriever is None:
+            raise InputError(
+                "The model has no retriever: call set_retriever(…), or pass context_input_ids, context_attention_mask "
+                "and doc_scores."
+            )
+        if input_ids is None:
+            if questions is None:
+                raise InputError("Pass input_ids, questions=[…], or contexts with their doc_scores.")
+            input_ids, attention_mask = self._retriever.tokenize_questions(questions)
+        device = self.generator.device
+        input_ids = input_ids.to(device)
+        attention_mask = None if attention_mask is None else attention_mask.to(device)
+        vectors = self.encode_questions(input_ids, attention_mask)
+        found = self._retriever(
+            input_ids,
+            vectors.detach().float().cpu().numpy(),
+            n_docs=self.config.n_docs if n_docs is None else n_docs,
+            return_tensors="pt",
+            questions=questions,
+        )
+        if found["truncated"].any():
+            logger.warning(
+                "%d of %d contexts were longer than %d tokens; their passages were cut.",
+                int(found["truncated"].sum()),
+                found["truncated"].numel(),
+                self.config.prompt_format().max_length,
+            )
+        embeds = found["retrieved_doc_embeds"].to(device)
+        return RagInputs(
+            context_input_ids=found["context_input_ids"].to(device),
+            context_attention_mask=found["context_attention_mask"].to(device),
+            doc_scores=self.score_passages(vectors, embeds, found["retrieved_doc_mask"].to(device)),
+            truncated=found["truncated"].to(device),
+            retrieved_doc_embeds=embeds,
+            retrieved_doc_ids=found["doc_ids"],
+            question_vectors=vectors,
+        )
+
+    def _given(
+        self,
+        context_input_ids: Tensor | None,
+        context_attention_mask: Tensor | None,
+        doc_scores: Tensor | None,
+        n_docs: int | None,
+    ) -> RagInputs:
+        if context_input_ids is None or doc_scores is None:
+            raise InputError("Contexts are given as context_input_ids, context_attention_mask and doc_scores together.")
+        if context_attention_mask is None:
+            adapter = self.adapter()
+            pad = adapter.pad_token_id
+            if pad is None or pad in adapter.eos_token_ids:
+                raise InputError("Pass context_attention_mask: this generator has no padding token of its own.")
+            context_attention_mask = (context_input_ids != pad).long()
+        if doc_scores.dim() != 2 or not doc_scores.is_floating_point():
+            raise InputError(f"doc_scores has shape {tuple(doc_scores.shape)}; it must be a float tensor (B, K).")
+        batch, passages = doc_scores.shape
+        if n_docs is not None and n_docs != passages:
+            raise InputError(f"n_docs is {n_docs} but doc_scores has {passages} columns; leave n_docs out.")
+        if context_input_ids.shape[0] != batch * passages:
+            raise InputError(
+                f"context_input_ids has {context_input_ids.shape[0]} rows, but doc_scores {tuple(doc_scores.shape)} "
+                f"calls for {batch * passages}, one for each passage of each question."
+            )
+        return RagInputs(context_input_ids, context_attention_mask, doc_scores)
+
+    def encode_contexts(self, inputs: RagInputs) -> EncodedContexts:
+        """Read all B·K contexts once, without gradient."""
+        with torch.no_grad():
+            return self.adapter().encode(inputs.context_input_ids, inputs.context_attention_mask)
+
+    def target_logits(self, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
+        """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""
+        batch, passages = inputs.doc_scores.shape
+        if labels.shape[0] != batch:
+            raise InputError(f"labels has {labels.shape[0]} rows for {batch} questions; pass one row each.")
+        vocabulary = self.get_output_embeddings().weight.shape[0]
+        if labels.numel() and int(labels.max()) >= vocabulary:
+            raise InputError(
+                f"labels hold the token {int(labels.max())}, but the generator knows {vocabulary}; make them with the "
+                "generator's tokenizer (tokenizer(text_target=…))."
+            )
+        # Flattened here to (B·K, …): the generator knows nothing of passages.
+        repeat = None if decoder_input_ids is None else decoder_input_ids.repeat_interleave(passages, dim=0)
+        logits = self.adapter().logits(
+            inputs.context_input_ids, inputs.context_attention_mask, labels.repeat_interleave(passages, dim=0), repeat
+        )
+        return logits.view(batch, passages, *logits.shape[1:])
+
+    def scored_labels(self, labels: Tensor) -> Tensor:
+        """Which labels (B, T) count: never −100, nor padding where the padding token is not also EOS."""
+        adapter = self.adapter()
+        return scored_tokens(labels, pad_token_id=adapter.pad_token_id, eos_token_id=list(adapter.eos_token_ids))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        questions: Sequence[str] | None = None,
+        labels: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        n_docs: int | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> RagOutput:
+        """Retrieve and read: ``doc_scores`` and, given ``labels``, ``logits`` (B, K, T, V) of each passage.
+
+        Arguments as in :meth:`ragstone.RagSequenceForGeneration.forward`.
+        """
+        inputs = self.prepare(
+            input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs
+        )
+        out = inputs.output(retrieved=True)
+        targets = decoder_input_ids if labels is None else labels
+        if targets is None:
+            return out
+        out.logits = logits = self.target_logits(inputs, targets, decoder_input_ids)
+        if labels is not None:
+            out.scored = self.scored_labels(labels)
+            log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
+            out.token_log_probs = log_probs.masked_fill(~out.scored.unsqueeze(1), 0.0)
+        return out
+
+
+def _new_question_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """A question encoder without its weights, of the class that it was saved from."""
+    if config.architectures == ["DPRContextEncoder"]:  # AutoModel takes every DPR for a question encoder
+        return DPRContextEncoder(config)
+    auto = AutoModelForTextEncoding if config.model_type in _ENCODER_ONLY else AutoModel
+    return auto.from_config(config)

@@ -1,0 +1,255 @@
+"""The two model classes: the body and a marginal (paper §2.1)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from ragstone.decoding import RagGenerateOutput, rag_sequence_generate, rag_token_generate
+from ragstone.errors import InputError
+from ragstone.generators import EncodedContexts
+from ragstone.marginal import (
+    label_log_probs,
+    log_prior,
+    marginal_next_token,
+    mean_log_probs,
+    mean_token_posterior,
+    sequence_log_likelihood,
+    sequence_posterior,
+    smoothed_loss,
+    token_log_likelihood,
+)
+from ragstone.models.body import RagModel
+from ragstone.models.configuration import RagConfig
+from ragstone.models.outputs import RagOutput
+from ragstone.models.pretrained import RagPreTrainedModel
+from ragstone.models.protocols import Retriever
+
+__all__ = ["RagForGeneration", "RagSequenceForGeneration", "RagTokenForGeneration"]
+
+
+class RagForGeneration(RagPreTrainedModel, GenerationMixin):
+    """What both model classes share. Abstract; the subclasses are final and differ in the marginal alone."""
+
+    method: str
+
+    def __init__(
+        self,
+        config: RagConfig | None = None,
+        question_encoder: PreTrainedModel | None = None,
+        generator: PreTrainedModel | None = None,
+        retriever: Retriever | None = None,
+    ) -> None:
+        rag = RagModel(config, question_encoder, generator, retriever)
+        super().__init__(rag.config)
+        self.rag = rag
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        questions: Sequence[str] | None = None,
+        labels: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        n_docs: int | None = None,
+        decoder_input_ids: Tensor | None = None,
+        output_logits: bool = False,
+        output_retrieved: bool | None = None,
+        reduce_loss: bool | None = None,
+    ) -> RagOutput:
+        """Score targets under the marginal of the retrieved, or of the given, passages.
+
+        Args:
+            input_ids: (B, S) questions in the question encoder's vocabulary; retrieval needs a retriever.
+            attention_mask: (B, S); all but padding by default.
+            questions: the B question texts; they win over decoding ``input_ids``, and can stand alone.
+            labels: (B, T) targets in the generator's vocabulary, scored in full. −100 is never scored, the padding token
+                only where it is not also EOS. Decoder inputs are the labels shifted right.
+            context_input_ids, context_attention_mask: (B·K, S) contexts; then nothing is retrieved.
+            doc_scores: (B, K) logits of the prior for given contexts, taken as they are (τ is not applied); −inf marks
+                an empty slot.
+            n_docs: K; the configured number by default when retrieving.
+            decoder_input_ids: (B, T), replaces the shifted labels (seq2seq only).
+            output_logits: also return ``logits``, (B, T, V) marginal log-probabilities for RAG-Token and each passage's
+                own (B, K, T, V) for RAG-Sequence.
+            output_retrieved: also return contexts, vectors and ids of the passages.
+            reduce_loss: sum the loss over the batch instead of averaging it.
+
+        Returns:
+            See :class:`ragstone.models.outputs.RagOutput`. Without ``labels`` or ``decoder_input_ids`` the generator does
+            not run, and only what retrieval decides is filled in.
+
+        Raises:
+            InputError: shapes that do not fit, NaN scores, or a question for which there is no passage.
+        """
+        config = self.config
+        inputs = self.rag.prepare(
+            input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs
+        )
+        out = inputs.output(retrieved=config.output_retrieved if output_retrieved is None else output_retrieved)
+        targets = decoder_input_ids if labels is None else labels
+        if targets is None:
+            return out
+        logits = self.rag.target_logits(inputs, targets, decoder_input_ids)
+        if output_logits or labels is None:
+            out.logits = self._log_probs(inputs.log_prior, logits)
+        if labels is None:
+            return out
+        out.scored = scored = self.rag.scored_labels(labels)
+        log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
+        out.token_log_probs = log_probs.masked_fill(~scored.unsqueeze(1), 0.0)
+        out.nll = loss = -self._log_likelihood(inputs.log_prior, out.token_log_probs, scored)
+        if config.label_smoothing:
+            loss = smoothed_loss(loss, self._uniform_nll(inputs.log_prior, logits, scored), config.label_smoothing)
+        out.loss = loss.sum() if (config.reduce_loss if reduce_loss is None else reduce_loss) else loss.mean()
+        return out
+
+    def posteriors(self, out: RagOutput) -> tuple[Tensor, Tensor | None]:
+        """Posteriors of the labels of a forward pass: p(z|x,y) (B, K) and, for RAG-Token, (B, K, T) by token."""
+        if out.token_log_probs is None or out.doc_scores is None or out.scored is None:
+            raise InputError("Posteriors belong to a target; call the model with labels first.")
+        return self._posteriors(log_prior(out.doc_scores), out.token_log_probs, out.scored)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        questions: Sequence[str] | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        doc_scores: Tensor | None = None,
+        n_docs: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        return_dict_in_generate: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Answer B questions. Every context is encoded once.
+
+        Args:
+            input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs: as in
+                :meth:`forward`.
+            generation_config: transformers' options as an object; the generator's own by default.
+            return_dict_in_generate: return log-probabilities and posteriors too.
+            options: those of transformers' ``generate`` (``num_beams``, ``do_sample``, ``max_new_tokens``,
+                ``num_return_sequences``, ``prefix_allowed_tokens_fn``, ``logits_processor``, ``stopping_criteria``, …); a
+                misspelt one is a TypeError. RAG-Token also takes ``streamer``, ``output_scores`` and ``output_logits``;
+                RAG-Sequence takes ``decode="thorough" | "fast"`` and ``do_deduplication``.
+
+        Returns:
+            (B · num_return_sequences, T) token ids, or a :class:`ragstone.decoding.RagGenerateOutput` of them. They begin
+            with ``decoder_start_token_id`` for a seq2seq generator and hold only new tokens for a causal one, whose
+            ``max_length`` therefore counts new tokens.
+        """
+        inputs = self.rag.prepare(
+            input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs
+        )
+        own = generation_config or self.generation_config
+        out = self._generate(
+            self.rag.encode_contexts(inputs), inputs.log_prior, own, {"generation_config": generation_config, **options}
+        )
+        wants = own.return_dict_in_generate if return_dict_in_generate is None else return_dict_in_generate
+        return out if wants else out.sequences
+
+    @staticmethod
+    @abstractmethod
+    def _log_likelihood(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> Tensor:
+        """log p(y|x): (B, K), (B, K, T), (B, T) -> (B,)."""
+
+    @staticmethod
+    @abstractmethod
+    def _log_probs(prior: Tensor, logits: Tensor) -> Tensor:
+        """The ``logits`` of the output: (B, K), (B, K, T, V) -> (B, T, V) or (B, K, T, V)."""
+
+    @staticmethod
+    @abstractmethod
+    def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
+        """The NLL of a uniform target, for label smoothing: (B, K), (B, K, T, V), (B, T) -> (B,)."""
+
+    @staticmethod
+    @abstractmethod
+    def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
+        """p(z|x,y) (B, K) and, if the marginal is taken by token, (B, K, T)."""
+
+    @abstractmethod
+    def _generate(
+        self, contexts: EncodedContexts, prior: Tensor, own: GenerationConfig, options: dict[str, Any]
+    ) -> RagGenerateOutput:
+        """Decode with the generator's ``own`` config where ``options`` say nothing."""
+
+
+@final
+class RagSequenceForGeneration(RagForGeneration):
+    """RAG-Sequence: one passage carries the whole answer, p(y|x) = Σ_k p(z_k|x) Π_t p(y_t|x,z_k,y_<t) (paper §2.1)."""
+
+    method = "sequence"
+
+    _log_likelihood = staticmethod(sequence_log_likelihood)
+
+    @staticmethod
+    def _log_probs(prior: Tensor, logits: Tensor) -> Tensor:
+        return logits.float().log_softmax(dim=-1)
+
+    @staticmethod
+    def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
+        return -sequence_log_likelihood(prior, mean_log_probs(logits), scored)
+
+    @staticmethod
+    def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
+        return sequence_posterior(prior, token_log_probs, scored), None
+
+    def _generate(
+        self, contexts: EncodedContexts, prior: Tensor, own: GenerationConfig, options: dict[str, Any]
+    ) -> RagGenerateOutput:
+        def option(name: str, default: Any) -> Any:
+            given = options.pop(name, None)
+            return given if given is not None else getattr(own, name, None) or default
+
+        deduplicate = options.pop("do_deduplication", None)
+        return rag_sequence_generate(
+            self.rag.adapter(),
+            contexts,
+            prior,
+            num_return_sequences=option("num_return_sequences", 1),
+            num_beams=option("num_beams", 1),
+            do_sample=option("do_sample", False),
+            deduplicate=self.config.do_deduplication if deduplicate is None else deduplicate,
+            **options,
+        )
+
+
+@final
+class RagTokenForGeneration(RagForGeneration):
+    """RAG-Token: every token may have another passage, p(y|x) = Π_t Σ_k p(z_k|x) p(y_t|x,z_k,y_<t) (paper §2.1)."""
+
+    method = "token"
+
+    _log_likelihood = staticmethod(token_log_likelihood)
+
+    @staticmethod
+    def _log_probs(prior: Tensor, logits: Tensor) -> Tensor:
+        batch, passages, length, vocabulary = logits.shape
+        log_probs = logits.float().log_softmax(dim=-1).view(batch, passages, length * vocabulary)
+        return marginal_next_token(prior, log_probs).view(batch, length, vocabulary)
+
+    @staticmethod
+    def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
+        mean = RagTokenForGeneration._log_probs(prior, logits).mean(dim=-1)
+        return -mean.masked_fill(~scored, 0.0).sum(dim=-1)
+
+    @staticmethod
+    def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
+        return mean_token_posterior(prior, token_log_probs, scored)
+
+    def _generate(
+        self, contexts: EncodedContexts, prior: Tensor, own: GenerationConfig, options: dict[str, Any]
+    ) -> RagGenerateOutput:
+        return rag_token_generate(self.rag.adapter(), contexts, prior, **options)

@@ -1,0 +1,192 @@
+"""Loading, saving and putting together: what every RAG model class can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from ragstone import local
+from ragstone.encoders import load_backbone, read_encoder_settings
+from ragstone.encoders.precision import parse_dtype
+from ragstone.errors import InputError, ModelError
+from ragstone.models.configuration import RagConfig
+from ragstone.models.protocols import Retriever
+
+__all__ = ["RagPreTrainedModel", "new_config"]
+
+CAUSAL_CONTEXT_LENGTH = 1024
+"""``max_combined_length`` of a new model with a causal generator, whose context is a whole prompt."""
+
+Model = TypeVar("Model", bound="RagPreTrainedModel")
+
+
+class RagPreTrainedModel(PreTrainedModel):
+    """Loading, saving and the generation config of all RAG models. Abstract."""
+
+    config_class = RagConfig
+    base_model_prefix = "rag"
+    accepts_loss_kwargs = False
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = []
+
+    rag: Any  # a RagModel; transformers evaluates annotations here, where the class does not exist yet
+
+    @classmethod
+    def from_pretrained_question_encoder_generator(
+        cls: type[Model],
+        question_encoder_pretrained_model_name_or_path: str | Path | None = None,
+        generator_pretrained_model_name_or_path: str | Path | None = None,
+        retriever: Retriever | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> Model:
+        """Put a model together from two checkpoints.
+
+        Args:
+            question_encoder_pretrained_model_name_or_path: any ``AutoModel`` name or folder, or ``"local"``.
+            generator_pretrained_model_name_or_path: any seq2seq or causal language model name or folder, or ``"local"``.
+            retriever: see :class:`ragstone.RagRetriever`.
+            device, dtype: of both models.
+            kwargs: fields of :class:`ragstone.RagConfig`, or ``question_encoder_model=`` / ``generator_model=``, parts that
+                are built already. A field of the part's own config takes the prefix ``question_encoder_`` or ``generator_``.
+
+        Raises:
+            ModelError: a part is missing, damaged or of a kind that does not fit.
+        """
+        known = RagConfig.__dataclass_fields__
+        parts = {
+            side: {
+                name.removeprefix(f"{side}_"): kwargs.pop(name)
+                for name in list(kwargs)
+                if name.startswith(f"{side}_") and name not in known
+            }
+            for side in ("question_encoder", "generator")
+        }
+        unknown = sorted(set(kwargs) - set(known) - {"config"})
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__} has no option {', '.join(unknown)}; see RagConfig for the fields it takes."
+            )
+        encoder_name = question_encoder_pretrained_model_name_or_path
+        question_encoder = parts["question_encoder"].pop("model", None)
+        if question_encoder is None:
+            question_encoder = load_backbone(_named(encoder_name, "question encoder"), **parts["question_encoder"])
+            settings = read_encoder_settings(_named(encoder_name, "question encoder"))
+            kwargs.setdefault("question_encoder_pooling", settings.pooling)
+            kwargs.setdefault("question_encoder_normalize", settings.normalize)
+            kwargs.setdefault("question_prompt", settings.question_prompt)
+        generator = parts["generator"].pop("model", None)
+        if generator is None:
+            name = _named(generator_pretrained_model_name_or_path, "generator")
+            generator = _load_generator(name, **parts["generator"])
+        config = kwargs.pop("config", None)
+        if config is None:
+            config = new_config(question_encoder, generator, **kwargs)
+        model = cls(config, question_encoder=question_encoder, generator=generator, retriever=retriever)
+        model.eval()
+        return model.to(device=device, dtype=parse_dtype(dtype)) if device or dtype else model
+
+    @property
+    def question_encoder(self) -> Any:
+        """The raw Hugging Face question encoder."""
+        return self.rag._modules["question_encoder"]
+
+    @property
+    def generator(self) -> Any:
+        """The raw Hugging Face generator."""
+        return self.rag._modules["generator"]
+
+    @property
+    def retriever(self) -> Retriever | None:
+        """The retriever, if one is set."""
+        return self.rag._retriever
+
+    def set_retriever(self, retriever: Retriever | None) -> None:
+        """Use ``retriever`` from now on; one without an encoder of its own is handed the model's."""
+        self.rag._retriever = retriever
+        if retriever is not None:
+            retriever.attach(self.question_encoder)
+
+    # The generator's generation config is the model's: forced tokens, lengths and beams are taken over whole, and
+    # save_pretrained and from_pretrained carry it along.
+    @property
+    def generation_config(self) -> Any:
+        rag = self._modules.get("rag", self)
+        generator = rag._modules.get("generator") if rag is not None else None
+        return getattr(generator, "generation_config", None)
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        rag = self._modules.get("rag", self)
+        generator = rag._modules.get("generator") if rag is not None else None
+        if generator is not None and value is not None:
+            generator.generation_config = value
+
+    def get_input_embeddings(self) -> Any:
+        """The generator's."""
+        return self.generator.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The generator's."""
+        return self.generator.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """The generator's."""
+        self.generator.set_output_embeddings(new_embeddings)
+
+    def _init_weights(self, module: Any) -> None:
+        """The parts initialise themselves; the body has no weights of its own."""
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write ``config.json``, ``generation_config.json`` and safetensors weights; see ``PreTrainedModel``."""
+        from ragstone import __version__
+
+        self.config.ragstone_version = __version__
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def new_config(question_encoder: PreTrainedModel, generator: PreTrainedModel, **fields: Any) -> RagConfig:
+    from ragstone import __version__
+
+    causal = not generator.config.is_encoder_decoder
+    fields.setdefault("is_encoder_decoder", not causal)
+    fields.setdefault("ragstone_version", __version__)
+    fields.setdefault("question_encoder_pooling", "pooler" if question_encoder.config.model_type == "dpr" else "mean")
+    fields.setdefault("question_encoder_normalize", False)
+    if causal:
+        fields.setdefault("max_combined_length", CAUSAL_CONTEXT_LENGTH)
+    config = RagConfig(question_encoder=_part_config(question_encoder), generator=_part_config(generator), **fields)
+    config.validate_for_use()
+    return config
+
+
+def _part_config(part: PreTrainedModel) -> dict[str, Any]:
+    """A part's config as a dictionary that names the class to load it with."""
+    values = part.config.to_dict()
+    values["architectures"] = [type(part).__name__]
+    values.pop("quantization_config", None)
+    values.pop("_name_or_path", None)  # a path of this machine has no place in a checkpoint
+    return values
+
+
+def _named(name: str | Path | None, part: str) -> str:
+    if name is None:
+        raise InputError(f"Name the {part}: a model name, a folder, or 'local'.")
+    return str(name)
+
+
+def _load_generator(name: str, **kwargs: Any) -> PreTrainedModel:
+    name = local.resolve(name, "generator")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return auto.from_pretrained(name, **{"config": config, **kwargs})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"The generator {name!r} cannot be loaded: {error}") from error

@@ -1,0 +1,442 @@
+"""What most people use: a question in, an answer with its evidence out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ragstone import local
+from ragstone.decoding import RagGenerateOutput
+from ragstone.encoders.precision import choose_dtype, parse_dtype
+from ragstone.errors import InputError, ModelError
+from ragstone.knowledge import Hit, KnowledgeBase, Passage
+from ragstone.knowledge.passages import as_passages
+from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
+from ragstone.retriever import RagRetriever, stack_vectors
+
+__all__ = ["Answer", "Evidence", "RagPipeline", "Score"]
+
+METHODS: dict[str, type[RagForGeneration]] = {"token": RagTokenForGeneration, "sequence": RagSequenceForGeneration}
+PROBE_TOKENS = 256
+"""Length of the context on which float32 and bfloat16 are compared."""
+MAX_PROBED_PARAMETERS = 2_000_000_000
+"""A larger generator keeps the dtype it was loaded in: the probe needs a second copy of it."""
+QUESTIONS_PER_BATCH = 8
+"""Questions decoded at once; with K = 5 passages of 200 tokens that is 8,000 tokens of context."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A passage and what it had to do with the answer.
+
+    Attributes:
+        passage: the passage, with its file and page where it has them.
+        score: the logit s of the prior: τ·(q·d), or the search's own score with ``prior="search"``.
+        prior: p(z|x), before the answer is known.
+        posterior: p(z|x,y), given the answer.
+    """
+
+    passage: Passage
+    score: float
+    prior: float
+    posterior: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """The probability of one string: ``log_prob`` in nats, ``posterior`` p(z|x,y) in the order of the passages."""
+
+    log_prob: float
+    posterior: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and its evidence.
+
+    Attributes:
+        question: the question x.
+        text: the answer y.
+        log_prob: log p(y|x) of the full marginal over the passages, end of sequence included, in nats.
+        passages: the evidence, in the order of retrieval; priors and posteriors each sum to 1.
+        tokens: the T tokens of the answer as text, end of sequence included where the model wrote one.
+        token_posteriors: (K, T), p(z|x,y_≤t), which passage carried each token (paper, figure 2). For RAG-Sequence, where
+            one passage carries the whole answer, every column is the posterior.
+        method: ``"token"`` or ``"sequence"``.
+        alternatives: further answers, best first, with ``num_return_sequences`` > 1.
+    """
+
+    question: str
+    text: str
+    log_prob: float
+    passages: tuple[Evidence, ...]
+    tokens: tuple[str, ...]
+    token_posteriors: np.ndarray[Any, Any] = field(repr=False, compare=False)
+    method: str = "token"
+    alternatives: tuple[Answer, ...] = field(default=(), repr=False)
+    _scorer: Any = field(default=None, repr=False, compare=False)
+
+    def score_of(self, text: str) -> Score:
+        """Log-probability and posterior of any other answer to this question under the same passages."""
+        if self._scorer is None:
+            raise InputError("This answer has no model behind it any more; ask the pipeline again.")
+        return self._scorer(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "log_prob": self.log_prob,
+            "method": self.method,
+            "passages": [
+                {**asdict(e.passage), "score": e.score, "prior": e.prior, "posterior": e.posterior}
+                for e in self.passages
+            ],
+            "tokens": list(self.tokens),
+            "token_posteriors": self.token_posteriors.tolist(),
+            **({"alternatives": [a.to_dict() for a in self.alternatives]} if self.alternatives else {}),
+        }
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """B questions with their contexts (B·K, S), scores (B, K) and passages, ready to decode."""
+
+    questions: list[str]
+    passages: list[list[Passage]]
+    context_input_ids: Tensor
+    context_attention_mask: Tensor
+    doc_scores: Tensor
+
+    def of(self, b: int) -> _Prepared:
+        """Question b alone."""
+        width = self.doc_scores.shape[1]
+        rows = slice(b * width, (b + 1) * width)
+        return _Prepared(
+            [self.questions[b]],
+            [self.passages[b]],
+            self.context_input_ids[rows],
+            self.context_attention_mask[rows],
+            self.doc_scores[b : b + 1],
+        )
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """As the model takes them."""
+        return {
+            "context_input_ids": self.context_input_ids,
+            "context_attention_mask": self.context_attention_mask,
+            "doc_scores": self.doc_scores,
+        }
+
+
+class RagPipeline:
+    """A model, its tokenizers and a knowledge base.
+
+    Args:
+        model: a :class:`ragstone.RagTokenForGeneration` or :class:`ragstone.RagSequenceForGeneration`.
+        tokenizer: its :class:`ragstone.RagTokenizer`.
+        knowledge_base: a :class:`ragstone.KnowledgeBase`, its folder, or None where passages are always given.
+        passage_encoder: encodes given passages; see :class:`ragstone.RagRetriever`.
+    """
+
+    def __init__(
+        self,
+        model: RagForGeneration,
+        tokenizer: RagTokenizer,
+        knowledge_base: KnowledgeBase | str | Path | None = None,
+        *,
+        passage_encoder: Any = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        index: Any = KnowledgeBase.open(knowledge_base) if isinstance(knowledge_base, str | Path) else knowledge_base
+        self.retriever = RagRetriever(
+            model.config, tokenizer.question_encoder, tokenizer.generator, [] if index is None else index, passage_encoder
+        )
+        model.set_retriever(self.retriever)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        knowledge_base: KnowledgeBase | str | Path | None = None,
+        method: Literal["token", "sequence"] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> RagPipeline:
+        """Load a checkpoint, or ``"local"``: the default models that need no hub.
+
+        Args:
+            name_or_path: a folder that ``save_pretrained`` of Ragstone or transformers wrote, a name, or ``"local"``.
+            knowledge_base: see the class; the one saved inside the checkpoint by default.
+            method: ``"token"`` or ``"sequence"``; the saved class by default, ``"token"`` for ``"local"``.
+            device: where the model runs; CUDA if there is one.
+            dtype: what it computes in; ``None`` chooses bfloat16 where a short probe finds it quicker, else float32.
+
+        Raises:
+            ModelError: the checkpoint is missing or damaged.
+        """
+        if method is not None and method not in METHODS:
+            raise InputError(f"method is {method!r}; choose 'token' or 'sequence'.")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        name = str(name_or_path)
+        if name == local.LOCAL:
+            model, tokenizer = _load_local(METHODS[method or "token"])
+        else:
+            try:
+                config = RagConfig.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"No RAG model can be loaded from {name!r}: {error}") from error
+            saved = (config.architectures or [""])[0]
+            kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
+            try:
+                model = kind.from_pretrained(name)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ModelError(f"The weights of {name!r} cannot be loaded: {error}") from error
+            tokenizer = RagTokenizer.from_pretrained(name)
+            if knowledge_base is None and config.knowledge_base:
+                knowledge_base = Path(name) / config.knowledge_base
+        model = model.to(device=device).eval()
+        _set_dtype(model, dtype)
+        return cls(model, tokenizer, knowledge_base)
+
+    @property
+    def knowledge_base(self) -> KnowledgeBase | None:
+        """The knowledge base, if there is one."""
+        return self.retriever.index if isinstance(self.retriever.index, KnowledgeBase) else None
+
+    @property
+    def method(self) -> str:
+        """``"token"`` or ``"sequence"``."""
+        return self.model.method
+
+    @overload
+    def __call__(self, question: str, **options: Any) -> Answer: ...
+
+    @overload
+    def __call__(self, question: Sequence[str], **options: Any) -> list[Answer]: ...
+
+    def __call__(
+        self,
+        question: str | Sequence[str],
+        *,
+        k: int | None = None,
+        search: Literal["dense", "exact", "keyword", "hybrid"] = "dense",
+        where: str | None = None,
+        prior: Literal["dense", "search"] = "dense",
+        passages: Sequence[Any] | None = None,
+        decode: Literal["thorough", "fast"] = "thorough",
+        max_new_tokens: int = 32,
+        num_return_sequences: int = 1,
+        **options: Any,
+    ) -> Answer | list[Answer]:
+        """Answer a question, or a list of them.
+
+        Args:
+            question: a question, or B of them for a list of answers.
+            k: passages a question (K); the model's ``n_docs`` by default.
+            search: how passages are found; see :meth:`ragstone.KnowledgeBase.search`.
+            where: a filter on passages, as SQL, e.g. ``"source = 'report.pdf'"``.
+            prior: ``"dense"``: s = τ·(q·d) whatever the search; ``"search"``: the search's own scores as logits (the
+                paper's BM25 ablation).
+            passages: read these instead of retrieving: strings, dicts or ``Passage`` objects; for a list of questions
+                one list for all, or a list of lists.
+            decode: for RAG-Sequence.
+            max_new_tokens: of an answer.
+            num_return_sequences: answers a question; all but the first are ``Answer.alternatives``.
+            options: those of transformers' ``generate``.
+
+        Raises:
+            InputError: an empty question, no passage found, or options that do not fit.
+        """
+        single = isinstance(question, str)
+        questions = [question] if isinstance(question, str) else list(question)
+        for text in questions:
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"The question {text!r} is empty; write a question.")
+        given = _given_passages(passages, len(questions), single)
+        options = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences, **options}
+        if isinstance(self.model, RagSequenceForGeneration):
+            options["decode"] = decode
+        answers: list[Answer] = []
+        for start in range(0, len(questions), QUESTIONS_PER_BATCH):
+            part = slice(start, start + QUESTIONS_PER_BATCH)
+            prepared = self._prepare(questions[part], k, search, where, prior, None if given is None else given[part])
+            out = self.model.generate(**prepared.inputs, return_dict_in_generate=True, **options)
+            answers += self._answers(prepared, out, num_return_sequences)
+        return answers[0] if single else answers
+
+    def stream(self, question: str, **options: Any) -> Iterator[str]:
+        """Yield the answer in pieces as they are decided: tokens for RAG-Token, the whole text for RAG-Sequence.
+
+        Options as in calling the pipeline; the pieces joined are the answer of a greedy search.
+        """
+        if self.method == "sequence":
+            yield self(question, **options).text
+            return
+        from threading import Thread
+
+        from transformers import TextIteratorStreamer
+
+        streamer = TextIteratorStreamer(self.tokenizer.generator, skip_prompt=False, skip_special_tokens=True)
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self(question, streamer=streamer, **options)
+            except BaseException as error:  # handed to the reader below, whatever it is
+                failure.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        yield from (piece for piece in streamer if piece)
+        thread.join()
+        if failure:
+            raise failure[0]
+
+    @torch.no_grad()
+    def _prepare(
+        self,
+        questions: list[str],
+        k: int | None,
+        search: str,
+        where: str | None,
+        prior: str,
+        given: list[list[Passage]] | None,
+    ) -> _Prepared:
+        """Find (or take) passages, score them, write their contexts."""
+        if prior not in ("dense", "search"):
+            raise InputError(f"prior is {prior!r}; choose 'dense' or 'search'.")
+        k = self.model.config.n_docs if k is None else k
+        if k < 1:
+            raise InputError(f"k is {k}; ask for at least 1 passage.")
+        rag, device = self.model.rag, self.model.generator.device
+        ids, mask = self.retriever.tokenize_questions(questions)
+        vectors = rag.encode_questions(ids.to(device), mask.to(device)).float()
+        if given is not None:
+            hits = self._encode_given(given)
+            k = max(len(row) for row in hits)
+        else:
+            hits = self.retriever.retrieve(vectors.cpu().numpy(), k, questions=questions, search=search, where=where)
+        if given is None and prior == "search":
+            rows = [[hit.score for hit in row] + [-np.inf] * (k - len(row)) for row in hits]
+            scores = torch.tensor(rows, dtype=torch.float32, device=device)
+        else:
+            stacked, real = stack_vectors(hits, k, vectors.shape[1])
+            scores = rag.score_passages(
+                vectors, torch.from_numpy(stacked).to(device), torch.from_numpy(real).to(device)
+            )
+        passages = [[hit.passage for hit in row] for row in hits]
+        contexts = self.retriever.contexts(questions, passages, k)
+        return _Prepared(
+            questions, passages, contexts.input_ids.to(device), contexts.attention_mask.to(device), scores
+        )
+
+    def _encode_given(self, given: list[list[Passage]]) -> list[list[Hit]]:
+        """Vectors of the passages that the caller brought, each encoded once."""
+        flat = list({id(p): p for row in given for p in row}.values())
+        vectors = self.retriever.encode_passages(flat)
+        place = {id(p): n for n, p in enumerate(flat)}
+        return [[Hit(p, 0.0, vectors[place[id(p)]]) for p in row] for row in given]
+
+    def _answers(self, prepared: _Prepared, out: RagGenerateOutput, n: int) -> list[Answer]:
+        answers = []
+        for b in range(len(prepared.questions)):
+            first, *others = [self._answer(prepared, b, out, b * n + i) for i in range(n)]
+            answers.append(replace(first, alternatives=tuple(others)))
+        return answers
+
+    def _answer(self, prepared: _Prepared, b: int, out: RagGenerateOutput, row: int) -> Answer:
+        """Row ``row`` of the output as an answer to question ``b``."""
+        from ragstone.decoding.scoring import predicted_tokens
+
+        assert out.sequences is not None and out.log_probs is not None and out.posteriors is not None
+        generator = self.tokenizer.generator
+        labels, counts = predicted_tokens(self.model.rag.adapter(), out.sequences[row : row + 1])
+        tokens = labels[0][counts[0]].tolist()
+        posterior = out.posteriors[row]
+        by_token = posterior.unsqueeze(1).expand(-1, len(tokens))
+        if out.token_posteriors is not None:
+            by_token = out.token_posteriors[row][:, counts[0]]
+        real = len(prepared.passages[b])
+        prior = prepared.doc_scores[b, :real].softmax(dim=0)
+        evidence = zip(
+            prepared.passages[b],
+            prepared.doc_scores[b, :real].tolist(),
+            prior.tolist(),
+            posterior[:real].tolist(),
+            strict=True,
+        )
+        alone = prepared.of(b)
+        return Answer(
+            question=prepared.questions[b],
+            text=generator.decode(tokens, skip_special_tokens=True).strip(),
+            log_prob=float(out.log_probs[row]),
+            passages=tuple(Evidence(*values) for values in evidence),
+            tokens=tuple(generator.decode([token]) for token in tokens),
+            token_posteriors=by_token[:real].float().cpu().numpy(),
+            method=self.method,
+            _scorer=lambda text: self._score(alone, text),
+        )
+
+    @torch.no_grad()
+    def _score(self, prepared: _Prepared, text: str) -> Score:
+        labels = torch.tensor(self.tokenizer.target_ids([text]), device=prepared.doc_scores.device)
+        out = self.model(**prepared.inputs, labels=labels)
+        posterior = self.model.posteriors(out)[0]
+        return Score(-float(out.nll), tuple(posterior[0, : len(prepared.passages[0])].tolist()))
+
+
+def _given_passages(passages: Sequence[Any] | None, batch: int, single: bool) -> list[list[Passage]] | None:
+    """B lists of passages from what the caller gave: one list for all questions, or a list of lists."""
+    if passages is None:
+        return None
+    if isinstance(passages, str | Mapping | Passage):
+        raise InputError("passages is one passage; pass a list of them.")
+    rows = list(passages)
+    nested = bool(rows) and not isinstance(rows[0], str | Mapping | Passage)
+    if nested and (single or len(rows) != batch):
+        raise InputError(f"passages holds {len(rows)} lists for {batch} questions; pass one list, or one a question.")
+    given = [as_passages(row) for row in rows] if nested else [as_passages(rows)] * batch
+    if not all(given):
+        raise InputError("passages is empty; pass at least one, or leave it out to search the knowledge base.")
+    return given
+
+
+def _load_local(kind: type[RagForGeneration]) -> tuple[RagForGeneration, RagTokenizer]:
+    from transformers import AutoTokenizer
+
+    encoder, generator = local.resolve(local.LOCAL, "encoder"), local.resolve(local.LOCAL, "generator")
+    prompt: dict[str, Any] = dict(local.PROMPT)
+    model = kind.from_pretrained_question_encoder_generator(encoder, generator, **prompt)
+    return model, RagTokenizer(AutoTokenizer.from_pretrained(encoder), AutoTokenizer.from_pretrained(generator))
+
+
+def _set_dtype(model: RagForGeneration, dtype: torch.dtype | str | None) -> None:
+    """Both parts in ``dtype``; None leaves the question encoder as it is and decides the generator's by measuring."""
+    wanted = parse_dtype(dtype)
+    generator = model.generator
+    if wanted is not None:
+        model.to(dtype=wanted)
+    elif generator.dtype == torch.float32 and generator.num_parameters() <= MAX_PROBED_PARAMETERS:
+        ids = torch.arange(PROBE_TOKENS).view(1, -1) % generator.config.get_text_config(decoder=True).vocab_size
+        adapter_of = type(model.rag.adapter())
+
+        def run(candidate: Any) -> Tensor:
+            # One label: the logits of the first answer token, (1, V).
+            return adapter_of(candidate).logits(ids, torch.ones_like(ids), ids[:, :1])[:, -1]
+
+        # What pays depends on the shapes, not on the weights.
+        key = json.dumps(generator.config.to_dict(), sort_keys=True, default=str)
+        model.generator.to(choose_dtype(generator, run, key, generator.device))

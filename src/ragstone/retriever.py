@@ -1,0 +1,329 @@
+"""Question vectors + passages -> hits and contexts, without gradient (paper §2.2: maximum inner product search)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from ragstone.encoders import Encoder, EncoderSpec, fingerprint, load_encoder
+from ragstone.errors import InputError, ModelError
+from ragstone.generators.prompts import ContextBatch, ContextBuilder
+from ragstone.knowledge import Hit, KnowledgeBase, Passage
+from ragstone.knowledge.loose import PassageIndex, dummy_passages
+from ragstone.knowledge.passages import as_passages
+from ragstone.models.configuration import RagConfig
+from ragstone.models.tokenization import RagTokenizer
+
+__all__ = ["RagRetriever", "stack_vectors"]
+
+logger = logging.getLogger(__name__)
+
+_SAVED_PASSAGES = "passages.parquet"
+_SAVED_ENCODER = "passage_encoder"
+_REMEDY = (
+    "pass index=KnowledgeBase.open(…), a list of passages or a Dataset with title, text and embeddings, or set "
+    "use_dummy_dataset=True for the built-in passages"
+)
+
+
+class RagRetriever:
+    """Finds passages for question vectors and writes the contexts that a generator reads.
+
+    Args:
+        config: see :class:`ragstone.RagConfig`.
+        question_encoder_tokenizer, generator_tokenizer: the model's two tokenizers.
+        index: what is searched: a :class:`ragstone.KnowledgeBase`, passages (strings, dicts, ``Passage`` objects), or a
+            ``datasets.Dataset`` with ``title``, ``text`` and ``embeddings``. None: what ``config`` names, which is the
+            built-in passages with ``use_dummy_dataset``.
+        passage_encoder: encodes passages that come without vectors. None: ``config.passage_encoder``; else, for a DPR
+            question encoder, its context-encoder sibling if it can be loaded; else the question encoder itself.
+
+    Raises:
+        InputError: ``config`` names an index that has to be imported first.
+    """
+
+    def __init__(
+        self,
+        config: RagConfig,
+        question_encoder_tokenizer: Any,
+        generator_tokenizer: Any,
+        index: Any = None,
+        passage_encoder: Encoder | None = None,
+    ) -> None:
+        self.config = config
+        self.question_encoder_tokenizer = question_encoder_tokenizer
+        self.generator_tokenizer = generator_tokenizer
+        self.index: KnowledgeBase | PassageIndex = _index_from(index) if index is not None else _named_index(config)
+        self._passage_encoder = passage_encoder
+        self._question_encoder: Any = None
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, indexed_dataset: Any = None, *, index: Any = None, **kwargs: Any
+    ) -> RagRetriever:
+        """Load what :meth:`save_pretrained`, or transformers, wrote.
+
+        Args:
+            name_or_path: folder or name of the checkpoint.
+            indexed_dataset: transformers' name of ``index``.
+            index: as in the class; what the checkpoint names if None.
+            kwargs: ``passage_encoder``, or fields of the config to replace.
+        """
+        passage_encoder = kwargs.pop("passage_encoder", None)
+        config = kwargs.pop("config", None) or RagConfig.from_pretrained(name_or_path, **kwargs)
+        tokenizer = RagTokenizer.from_pretrained(name_or_path, config=config)
+        index = indexed_dataset if index is None else index
+        if index is None:
+            index = _saved_index(config, Path(name_or_path))
+        if (
+            passage_encoder is None
+            and config.passage_encoder
+            and (Path(name_or_path) / config.passage_encoder).is_dir()
+        ):
+            passage_encoder = load_encoder(Path(name_or_path) / config.passage_encoder)
+        return cls(config, tokenizer.question_encoder, tokenizer.generator, index, passage_encoder)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write ``config.json``, both tokenizers and what belongs to the index; every path inside is relative.
+
+        Own passages and Datasets are written with their vectors; a knowledge base inside the folder is named, one
+        elsewhere is not (name it again when loading). A passage encoder that lies in a folder is copied.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.index, KnowledgeBase):
+            inside = self.index.path.resolve().is_relative_to(folder.resolve())
+            self.config.knowledge_base = os.path.relpath(self.index.path, folder) if inside else None
+            if not inside:
+                logger.warning(
+                    "The knowledge base %s lies outside %s and is not saved with it; pass index= when loading.",
+                    self.index.path,
+                    folder,
+                )
+        elif not self.index.dummy and len(self.index):
+            self.index.save(folder / _SAVED_PASSAGES, self._vectors_of(self.index))
+            self.config.passages_path = _SAVED_PASSAGES
+        encoder = self._passage_encoder
+        if encoder is not None and Path(encoder.spec.name).is_dir():
+            encoder.model.save_pretrained(folder / _SAVED_ENCODER)
+            encoder.tokenizer.save_pretrained(folder / _SAVED_ENCODER)
+            self.config.passage_encoder = _SAVED_ENCODER
+        self.config.save_pretrained(folder)
+        RagTokenizer(self.question_encoder_tokenizer, self.generator_tokenizer).save_pretrained(folder)
+
+    def attach(self, question_encoder: Any) -> None:
+        """Hand over the model's question encoder, the passage encoder of last resort."""
+        self._question_encoder = question_encoder
+
+    def tokenize_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B question texts -> ids and mask (B, S), cut at what the question encoder can read."""
+        limit = _positions(self.config.question_encoder)
+        out = self.question_encoder_tokenizer(
+            [self.config.question_prompt + question for question in questions],
+            padding=True,
+            truncation=True,
+            max_length=min(self.question_encoder_tokenizer.model_max_length, limit),
+            return_tensors="pt",
+        )
+        return out["input_ids"], out["attention_mask"]
+
+    def __call__(
+        self,
+        question_input_ids: Any,
+        question_hidden_states: np.ndarray[Any, Any],
+        prefix: str | None = None,
+        n_docs: int | None = None,
+        return_tensors: str | None = None,
+        *,
+        questions: Sequence[str] | None = None,
+    ) -> BatchEncoding:
+        """Retrieve and write contexts; see :class:`ragstone.models.Retriever` for arguments and result."""
+        passages = self.config.n_docs if n_docs is None else n_docs
+        if passages < 1:
+            raise InputError(f"n_docs is {passages}; it must be at least 1.")
+        if questions is None:
+            questions = self._decode(question_input_ids)
+        hits = self.retrieve(np.asarray(question_hidden_states), passages)
+        contexts = self.contexts(questions, [[h.passage for h in row] for row in hits], passages, prefix=prefix)
+        vectors, mask = stack_vectors(hits, passages, np.shape(question_hidden_states)[1])
+        data: dict[str, Any] = {
+            "context_input_ids": contexts.input_ids,
+            "context_attention_mask": contexts.attention_mask,
+            "retrieved_doc_embeds": torch.from_numpy(vectors),
+            "retrieved_doc_mask": torch.from_numpy(mask),
+            "truncated": contexts.truncated,
+        }
+        if return_tensors is None:
+            data = {name: value.tolist() for name, value in data.items()}
+        elif return_tensors == "np":
+            data = {name: value.numpy() for name, value in data.items()}
+        elif return_tensors != "pt":
+            raise InputError(f"return_tensors is {return_tensors!r}; use 'pt', 'np' or None.")
+        return BatchEncoding({**data, "doc_ids": [[hit.passage.id for hit in row] for row in hits]})
+
+    def retrieve(
+        self,
+        question_hidden_states: np.ndarray[Any, Any],
+        n_docs: int,
+        *,
+        questions: Sequence[str] | None = None,
+        search: str = "dense",
+        where: str | None = None,
+    ) -> list[list[Hit]]:
+        """The best passages for B question vectors (B, D) float32: B lists of at most ``n_docs`` hits, best first."""
+        vectors = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
+        if isinstance(self.index, KnowledgeBase):
+            by_words = search in ("keyword", "hybrid")
+            return self.index.search(  # type: ignore[call-overload]
+                list(questions) if by_words and questions is not None else None,
+                vectors=None if search == "keyword" else vectors,
+                k=n_docs,
+                search=search,
+                where=where,
+            )
+        if search not in ("dense", "exact") or where is not None:
+            raise InputError(f"search={search!r} with where={where!r} needs a KnowledgeBase; these are loose passages.")
+        if not len(self.index):
+            raise InputError(f"There is nothing to search: {_REMEDY}.")
+        return self.index.search(vectors, self._vectors_of(self.index), n_docs)
+
+    def contexts(
+        self, questions: Sequence[str], passages: Sequence[Sequence[Passage]], n_docs: int, *, prefix: str | None = None
+    ) -> ContextBatch:
+        """Contexts of B questions with their passages, empty slots up to ``n_docs``."""
+        form = self.config.prompt_format()
+        if prefix is not None:
+            form = replace(form, prefix=prefix)
+        build = ContextBuilder(self.generator_tokenizer, form, causal=self.config.causal)
+        slots = [[(p.title, p.text) for p in row] + [None] * (n_docs - len(row)) for row in passages]
+        return build(questions, slots)
+
+    def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray[Any, Any]:
+        """Vectors (N, D) float32 of passages that are not stored anywhere."""
+        return self.passage_encoder.encode_passages([(p.title, p.text) for p in passages])
+
+    @property
+    def passage_encoder(self) -> Encoder:
+        """What encodes passages, by the rule in the class's docstring."""
+        if self._passage_encoder is None:
+            self._passage_encoder = self._find_passage_encoder()
+        return self._passage_encoder
+
+    def _find_passage_encoder(self) -> Encoder:
+        config = self.config
+        if config.passage_encoder:
+            return load_encoder(config.passage_encoder)
+        if isinstance(self.index, KnowledgeBase) and self.index.info().encoder is not None:
+            return self.index.encoder  # type: ignore[return-value]
+        model = self._question_encoder
+        if model is None:
+            raise ModelError(
+                "The retriever has no encoder for its passages; give it to a model (set_retriever), or pass "
+                "passage_encoder=load_encoder(…)."
+            )
+        name = str(getattr(model.config, "_name_or_path", "") or "")
+        dpr = config.question_encoder.model_type == "dpr"
+        if dpr and "question_encoder" in name:
+            try:
+                return load_encoder(name.replace("question_encoder", "ctx_encoder"))
+            except ModelError:
+                pass
+        if dpr:
+            logger.warning(
+                "Passages are encoded with DPR's question encoder, since its context encoder is not at hand; "
+                "name it in config.passage_encoder for the retrieval DPR was trained for."
+            )
+        spec = EncoderSpec(
+            name=name or "question encoder",
+            fingerprint=fingerprint(model),
+            pooling=config.question_encoder_pooling or "mean",
+            normalize=bool(config.question_encoder_normalize),
+            template="pair" if dpr else "title\ntext",
+            width=_width(model),
+            max_length=min(_positions(config.question_encoder), self.question_encoder_tokenizer.model_max_length),
+            question_prompt=config.question_prompt,
+        )
+        return Encoder(model, self.question_encoder_tokenizer, spec)
+
+    def _vectors_of(self, index: PassageIndex) -> np.ndarray[Any, Any]:
+        """The vectors (N, D) of loose passages, encoded at first use; those of the built-in passages are cached on disk."""
+        if index.vectors is None:
+            index.encode(self.passage_encoder)
+        return index.vectors  # type: ignore[return-value]
+
+    def _decode(self, question_input_ids: Any) -> list[str]:
+        """Question texts from ids (B, S), the way transformers does it; case and unknown words may be lost."""
+        texts = self.question_encoder_tokenizer.batch_decode(question_input_ids, skip_special_tokens=True)
+        return [text.removeprefix(self.config.question_prompt) for text in texts]
+
+
+def stack_vectors(
+    hits: Sequence[Sequence[Hit]], n_docs: int, width: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Vectors of hits as (B, K, D) float32, zeros in empty slots, and which slots are real (B, K) bool."""
+    vectors = np.zeros((len(hits), n_docs, width), np.float32)
+    mask = np.zeros((len(hits), n_docs), bool)
+    for b, row in enumerate(hits):
+        mask[b, : len(row)] = True
+        for k, hit in enumerate(row):
+            vectors[b, k] = hit.vector
+    return vectors, mask
+
+
+def _index_from(index: Any) -> KnowledgeBase | PassageIndex:
+    if isinstance(index, KnowledgeBase | PassageIndex):
+        return index
+    if isinstance(index, str | Path):
+        return KnowledgeBase.open(index)
+    if hasattr(index, "column_names"):
+        return PassageIndex.from_dataset(index)
+    if isinstance(index, Sequence) and not isinstance(index, Mapping):
+        return PassageIndex(as_passages(index))
+    raise InputError(f"An index cannot be a {type(index).__name__}: {_REMEDY}.")
+
+
+def _named_index(config: RagConfig) -> PassageIndex:
+    """What a config of transformers names; only the built-in passages need nothing else."""
+    if config.index_name == "legacy":
+        raise InputError(f"index_name='legacy' is a faiss and pickle index that Ragstone cannot import yet; {_REMEDY}.")
+    if config.index_name == "custom":
+        raise InputError(
+            f"index_name='custom' needs its dataset: load it with datasets.load_from_disk, then {_REMEDY}."
+        )
+    if config.use_dummy_dataset:
+        return PassageIndex(dummy_passages(), dummy=True)
+    raise InputError(
+        f"The index {config.index_name!r} of {config.dataset!r} can no longer be downloaded as transformers did; {_REMEDY}."
+    )
+
+
+def _saved_index(config: RagConfig, folder: Path) -> KnowledgeBase | PassageIndex | None:
+    if config.knowledge_base:
+        return KnowledgeBase.open(folder / config.knowledge_base)
+    if config.passages_path == _SAVED_PASSAGES:
+        return PassageIndex.load(folder / _SAVED_PASSAGES)
+    return None
+
+
+def _positions(config: Any) -> int:
+    """How many tokens an encoder can read at once; those with relative positions have no limit of their own."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    # RoBERTa and its kin count positions from padding_idx + 1.
+    offset = (
+        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    )
+    return int(positions) - offset
+
+
+def _width(model: Any) -> int:
+    projection = getattr(model.config, "projection_dim", 0)
+    return int(projection or model.config.hidden_size)

@@ -1,0 +1,381 @@
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import ToyEncoder
+
+from ragstone.errors import InputError
+from ragstone.knowledge import KnowledgeBase, Passage, codes, search, storage
+from ragstone.knowledge.search import Ranking, exact_candidates, fuse
+
+
+def low_dimensional(count: int, width: int, seed: int) -> np.ndarray:
+    """Vectors (count, width) that lie near a 12-dimensional plane, as texts' do, with lengths from 0.5 to 2."""
+    plane = np.random.default_rng(99).standard_normal((12, width))
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((count, 12)) @ plane + 0.05 * random.standard_normal((count, width))
+    return (vectors * random.uniform(0.5, 2, (count, 1))).astype(np.float32)
+
+
+def brute_force(ids: list[str], vectors: np.ndarray, question: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """The definition: all inner products, the largest first, equal ones by id."""
+    scores = (vectors.astype(np.float64) @ question.astype(np.float64)).astype(np.float32)
+    return sorted(zip(ids, scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+def found(hits) -> list[tuple[str, float]]:
+    return [(hit.passage.id, hit.score) for hit in hits]
+
+
+def filled(path, vectors: np.ndarray) -> tuple[KnowledgeBase, list[str]]:
+    kb = KnowledgeBase.create(path, encoder=None, width=vectors.shape[1])
+    ids = [f"p{place * 7919 % len(vectors)}" for place in range(len(vectors))]
+    pages = [Passage(id_, text=f"word{place % 5}", page=place % 10) for place, id_ in enumerate(ids)]
+    kb.add(pages, vectors=vectors)
+    return kb, ids
+
+
+@pytest.fixture
+def quantised(monkeypatch):
+    monkeypatch.setattr(search, "EXACT_BELOW", 0)
+
+
+# Exact search
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_exact_candidates_hold_the_best_and_all_that_tie(data):
+    count, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 4))
+    k, block = data.draw(st.integers(1, 45)), data.draw(st.integers(1, 40))
+    # Few distinct numbers make many ties; 0.1 and 0.3 make products that round.
+    numbers = st.sampled_from([0.0, 1.0, -1.0, 0.1, 0.3, 1e6])
+    rows = data.draw(st.lists(st.lists(numbers, min_size=width, max_size=width), min_size=count, max_size=count))
+    vectors = np.array(rows, np.float32)
+    question = np.array([data.draw(st.lists(numbers, min_size=width, max_size=width))], np.float32)
+    row_ids = np.arange(count, dtype=np.uint64)
+    blocks = ((row_ids[i : i + block], vectors[i : i + block]) for i in range(0, count, block))
+    (candidates,) = exact_candidates(blocks, question, k)
+    scores = (vectors.astype(np.float64) @ question[0].astype(np.float64)).astype(np.float32)
+    kth_best = np.sort(scores)[::-1][:k][-1]
+    assert set(np.flatnonzero(scores >= kth_best).tolist()) <= set(candidates.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 7, 300, 1000])
+def test_search_by_vector_equals_brute_force(tmp_path, k):
+    vectors = low_dimensional(300, 20, seed=0)
+    vectors[50:80] = vectors[50]  # ties across the end of the list
+    vectors[80:90] = 0
+    kb, ids = filled(tmp_path / "kb", vectors)
+    questions = np.concatenate([low_dimensional(4, 20, seed=1), np.zeros((1, 20), np.float32)])
+    expected = [brute_force(ids, vectors, question, k) for question in questions]
+    for method in ("dense", "exact"):
+        assert [found(hits) for hits in kb.search(vectors=questions, k=k, search=method)] == expected
+    assert found(kb.search(vectors=questions[0], k=k)) == expected[0]
+    assert len(expected[0]) == min(k, 300)
+
+
+def test_the_oracle_streams_what_is_too_large_to_hold(tmp_path, quantised, monkeypatch):
+    monkeypatch.setattr(storage, "_SCAN_ROWS", 64)
+    vectors = low_dimensional(300, 20, seed=0)
+    kb, ids = filled(tmp_path / "kb", vectors)
+    question = low_dimensional(1, 20, seed=1)[0]
+    assert found(kb.search(vectors=question, k=9, search="exact")) == brute_force(ids, vectors, question, 9)
+    even = [place for place in range(300) if place % 10 < 5]
+    expected = brute_force([ids[place] for place in even], vectors[even], question, 9)
+    assert found(kb.search(vectors=question, k=9, search="exact", where="page < 5")) == expected
+
+
+def test_a_hit_carries_the_vector_its_score_comes_from(tmp_path):
+    vectors = low_dimensional(50, 20, seed=0)
+    kb, ids = filled(tmp_path / "kb", vectors)
+    question = low_dimensional(1, 20, seed=1)[0]
+    for hit in kb.search(vectors=question, k=5):
+        assert hit.vector.tolist() == vectors[ids.index(hit.passage.id)].tolist()
+        assert hit.score == pytest.approx(float(hit.vector @ question), rel=1e-5)
+    assert "vector" not in repr(hit)
+
+
+# Quantised search
+
+
+@pytest.mark.parametrize("width", [64, 61])
+def test_quantised_search_finds_what_exact_search_finds(tmp_path, quantised, width):
+    vectors = low_dimensional(5000, width, seed=0)
+    kb, ids = filled(tmp_path / "kb", vectors)
+    assert kb.info().dense_search == "quantised"
+    questions = low_dimensional(100, width, seed=1)
+    for k in (1, 10, 100):
+        dense, exact = (kb.search(vectors=questions, k=k, search=method) for method in ("dense", "exact"))
+        recalls = [len(set(found(a)) & set(found(b))) / k for a, b in zip(dense, exact, strict=True)]
+        assert np.mean(recalls) >= 0.99
+    where = kb.search(vectors=questions, k=10, where="page = 3")
+    allowed = [place for place in range(5000) if place % 10 == 3]
+    expected = [brute_force([ids[i] for i in allowed], vectors[allowed], question, 10) for question in questions]
+    assert np.mean([len(set(found(a)) & set(b)) / 10 for a, b in zip(where, expected, strict=True)]) >= 0.99
+    assert kb.search(vectors=questions[0], where="page = 99") == []
+    assert len(kb.search(vectors=questions[0], k=10_000)) == 5000
+
+
+def check_codes_are_right(kb, vectors_by_id: dict[str, np.ndarray]) -> None:
+    """Each passage is the best for its own vector, and the codes name just the rows there are."""
+    ids = sorted(vectors_by_id)
+    questions = np.array([vectors_by_id[id_] for id_ in ids])
+    expected = [brute_force(ids, questions, question, 3) for question in questions[:40]]
+    assert [found(hits) for hits in kb.search(vectors=questions[:40], k=3)] == expected
+    assert len(kb._searcher._codes.index) == len(kb)
+
+
+@pytest.fixture
+def grown(tmp_path, quantised):
+    vectors = low_dimensional(400, 24, seed=0)
+    kb, ids = filled(tmp_path / "kb", vectors)
+    held = dict(zip(ids, vectors, strict=True))
+    check_codes_are_right(kb, held)
+    return kb, held
+
+
+def forbid_building(monkeypatch):
+    monkeypatch.setattr(codes, "_build", lambda store: pytest.fail("the codes were built anew"))
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_codes_are_patched_after_add_upsert_and_delete(grown, monkeypatch, reopened):
+    kb, held = grown
+    forbid_building(monkeypatch)
+    new = low_dimensional(60, 24, seed=5)
+    kb.add([Passage(f"new{i}") for i in range(20)], vectors=new[:20])
+    kb.upsert([Passage(f"p{i}") for i in range(20)], vectors=new[20:40])
+    kb.delete([f"p{i}" for i in range(100, 120)])
+    held |= {f"new{i}": new[i] for i in range(20)} | {f"p{i}": new[20 + i] for i in range(20)}
+    held = {id_: vector for id_, vector in held.items() if id_ not in {f"p{i}" for i in range(100, 120)}}
+    kb = KnowledgeBase.open(kb.path) if reopened else kb
+    check_codes_are_right(kb, held)
+    kb._store._dataset.optimize.compact_files()  # keeps row ids
+    check_codes_are_right(kb, held)
+
+
+def test_codes_are_right_for_an_older_version_and_for_one_restored(grown):
+    kb, held = grown
+    version = kb.version
+    new = low_dimensional(20, 24, seed=5)
+    kb.upsert([Passage(f"p{i}") for i in range(20)], vectors=new)
+    changed = held | {f"p{i}": new[i] for i in range(20)}
+    check_codes_are_right(kb, changed)
+    check_codes_are_right(KnowledgeBase.open(kb.path, version=version), held)
+    KnowledgeBase.open(kb.path, version=version)._store._dataset.restore()
+    kb.refresh()
+    check_codes_are_right(kb, held)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "bit", "garbage", "another base"])
+def test_damaged_codes_are_built_anew(grown, tmp_path, damage):
+    kb, held = grown
+    (file,) = kb.path.glob("codes-*.tvim")
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "bit":
+        place = len(content) // 2
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    elif damage == "garbage":
+        file.write_bytes(b"not codes")
+    else:
+        vectors = low_dimensional(400, 24, seed=3)
+        other, ids = filled(tmp_path / "other", vectors)
+        shutil.copy(file, other.path)
+        kb, held = other, dict(zip(ids, vectors, strict=True))
+    check_codes_are_right(KnowledgeBase.open(kb.path), held)
+    check_codes_are_right(KnowledgeBase.open(kb.path), held)
+
+
+def test_codes_work_where_nothing_can_be_written(grown, monkeypatch):
+    kb, held = grown
+    for file in kb.path.glob("codes-*.tvim"):
+        file.unlink()
+
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(codes, "_save", refuse)
+    check_codes_are_right(KnowledgeBase.open(kb.path), held)
+
+
+def test_only_the_newest_codes_are_kept(grown):
+    kb, held = grown
+    new = low_dimensional(300, 24, seed=5)
+    kb.add([Passage(f"new{i}") for i in range(300)], vectors=new)
+    check_codes_are_right(kb, held | {f"new{i}": new[i] for i in range(300)})
+    assert [int(file.name.split("-")[2]) for file in kb.path.glob("codes-*.tvim")] == [kb.version]
+    assert not [file for file in kb.path.iterdir() if file.name.startswith(".")]
+
+
+# Keyword and hybrid search
+
+TEXTS = {
+    "hamlet": ("Hamlet", "A tragedy by Shakespeare about a prince of Denmark."),
+    "macbeth": ("Macbeth", "A tragedy by Shakespeare about a Scottish general."),
+    "village": ("", "Hamlet is a word for a small village."),
+    "cat": ("Cats", "Cats sleep for most of the day."),
+}
+
+
+@pytest.fixture
+def plays(tmp_path):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=ToyEncoder())
+    kb.add([Passage(id_, title, text) for id_, (title, text) in TEXTS.items()])
+    return kb
+
+
+def test_keyword_search_looks_at_title_and_text(plays):
+    assert {hit.passage.id for hit in plays.search("Hamlet", search="keyword")} == {"hamlet", "village"}
+    assert [hit.passage.id for hit in plays.search("tragedy of Macbeth", search="keyword")] == ["macbeth", "hamlet"]
+    assert plays.search("cat", search="keyword")[0].passage.id == "cat"  # by its stem
+    assert plays.search("zebra", search="keyword") == []
+    assert [hit.passage.id for hit in plays.search("tragedy", k=1, search="keyword")] == ["hamlet"]  # a tie, by id
+
+
+def test_keyword_search_sees_every_write(plays):
+    plays.upsert([Passage("cat", text="The cat plays Hamlet.")])
+    plays.add([Passage("dog", text="The dog ignores Hamlet.")])
+    plays.delete("village")
+    assert {hit.passage.id for hit in plays.search("hamlet", search="keyword")} == {"hamlet", "cat", "dog"}
+    assert plays.search("sleep", search="keyword") == []
+
+
+def test_keyword_scores_do_not_depend_on_the_state_of_the_index(plays):
+    before = [(hit.passage.id, hit.score) for hit in plays.search("tragedy prince general", search="keyword")]
+    plays._store.index_words(all_rows=True)
+    version = plays.version
+    after = [(hit.passage.id, hit.score) for hit in plays.search("tragedy prince general", search="keyword")]
+    assert before == [(id_, pytest.approx(score)) for id_, score in after]
+    plays._store.index_words(all_rows=True)
+    assert plays.version == version  # nothing to do
+
+
+def test_the_keyword_index_follows_many_writes(plays, monkeypatch):
+    monkeypatch.setattr(storage, "_UNINDEXED_ROWS", 10)
+    for i in range(30):
+        plays.add([Passage(f"n{i}", text=f"number{i}")])
+    assert min(i.num_rows_indexed for i in plays._store._dataset.describe_indices()) >= 20
+    assert [hit.passage.id for hit in plays.search("number29", search="keyword")] == ["n29"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["?!", '"hamlet', "O'Hara", "😀", "AND OR NOT", "hamlet~2 +prince -denmark", "title:hamlet", "ham*", "the", "("],
+)
+@pytest.mark.parametrize("method", ["keyword", "hybrid", "dense"])
+def test_no_question_is_a_query_language(plays, question, method):
+    hits = plays.search(question, search=method)
+    assert len(hits) <= 4
+    if "hamlet" in question and method == "keyword":
+        assert {hit.passage.id for hit in hits} >= {"hamlet", "village"}
+
+
+def test_words_of_other_scripts_are_found(plays):
+    plays.add(
+        [
+            Passage("jp", text="東京は日本の首都です"),
+            Passage("ru", text="Москва — столица"),
+            Passage("fr", text="Le café de l'avenue"),
+        ]
+    )
+    for question, id_ in [("首都", "jp"), ("МОСКВА", "ru"), ("cafe", "fr"), ("avenue", "fr")]:
+        assert [hit.passage.id for hit in plays.search(question, search="keyword")] == [id_]
+
+
+def test_fusion_by_hand():
+    dense = Ranking(np.array([10, 20, 30], np.uint64), ["a", "b", "c"], np.array([3.0, 2.0, 1.0]))
+    words = Ranking(np.array([30, 10, 40], np.uint64), ["c", "a", "d"], np.array([9.0, 8.0, 7.0]))
+    fused = fuse([dense, words], 3)
+    assert fused.passage_ids == ["a", "c", "b"]
+    assert fused.row_ids.tolist() == [10, 30, 20]
+    assert fused.scores.tolist() == [1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62]
+
+
+def test_hybrid_search_fuses_dense_and_keyword(plays):
+    question = "tragedy about a prince"
+    dense, words = (plays.search(question, k=50, search=method) for method in ("dense", "keyword"))
+    expected: dict[str, float] = {}
+    for hits in (dense, words):
+        for place, hit in enumerate(hits, 1):
+            expected[hit.passage.id] = expected.get(hit.passage.id, 0) + 1 / (60 + place)
+    hits = plays.search(question, k=50, search="hybrid")
+    assert found(hits) == sorted(expected.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+# What callers give
+
+
+def test_predicates_hold_for_every_way_of_searching(plays):
+    plays.add([Passage("x", text="Hamlet on page 3", page=3, source="o'hara.pdf", metadata={"year": 2001})])
+    for where in (
+        "page = 3",
+        "source = 'o''hara.pdf'",
+        "json_get_int(metadata, 'year') > 2000",
+        "title = '' AND page > 0",
+    ):
+        for method in ("dense", "exact", "keyword", "hybrid"):
+            assert [hit.passage.id for hit in plays.search("hamlet", search=method, where=where)] == ["x"]
+    assert plays.search(["hamlet", "cat"], where="page = 99", search="hybrid") == [[], []]
+
+
+@pytest.mark.parametrize("where", ["page <", "nowhere = 1", "page", "", 5, "id = 'O'Hara'", "metadata > 5"])
+@pytest.mark.parametrize("method", ["dense", "keyword"])
+def test_a_predicate_that_is_none_is_named(plays, where, method):
+    plays.add([Passage("x", text="hamlet", metadata={"year": 2001})])
+    with pytest.raises(InputError, match="where="):
+        plays.search("hamlet", where=where, search=method)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, "5", True, None])
+def test_k_is_a_whole_number_of_at_least_1(plays, k):
+    with pytest.raises(InputError, match="k="):
+        plays.search("hamlet", k=k)
+
+
+def test_questions_that_cannot_be_asked(plays):
+    for questions in ("", "  \n", ["fine", ""]):
+        with pytest.raises(InputError, match=r"question \d is empty"):
+            plays.search(questions)
+    with pytest.raises(InputError, match="must be a string"):
+        plays.search([3])
+    with pytest.raises(InputError, match="questions are missing"):
+        plays.search()
+    for method in ("keyword", "hybrid"):
+        with pytest.raises(InputError, match=f"search='{method}' needs questions"):
+            plays.search(vectors=np.ones(32), search=method)
+    with pytest.raises(InputError, match="search='fuzzy' is none of dense, exact, keyword, hybrid"):
+        plays.search("hamlet", search="fuzzy")
+    for vectors in (np.ones(31), np.full(32, np.nan), np.full(32, np.inf), [], "hamlet"):
+        with pytest.raises(InputError, match="vectors"):
+            plays.search(vectors=vectors)
+    with pytest.raises(InputError, match="1, but there are 2 texts"):
+        plays.search(["a", "b"], vectors=np.ones((1, 32)))
+
+
+def test_one_question_gives_a_list_and_a_list_gives_lists(plays):
+    for method in ("dense", "exact", "keyword", "hybrid"):
+        one = plays.search("hamlet", k=2, search=method)
+        assert plays.search(["hamlet"], k=2, search=method) == [one]
+        assert plays.search(["hamlet", "hamlet"], k=2, search=method) == [one, one]
+        assert plays.search([], search=method) == []
+    assert plays.search(vectors=np.ones((0, 32))) == []
+    vector = ToyEncoder().encode_questions(["hamlet"])
+    assert plays.search(vectors=vector) == [plays.search("hamlet")]
+    assert plays.search("nothing alike", vectors=vector[0]) == plays.search("hamlet")
+
+
+def test_an_empty_base_finds_nothing(tmp_path, quantised):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=ToyEncoder())
+    for method in ("dense", "exact", "keyword", "hybrid"):
+        assert kb.search("hamlet", search=method) == []
+        assert kb.search(["hamlet", "cat"], search=method) == [[], []]
+    assert kb
+    with pytest.raises(InputError, match="where="):
+        kb.search("hamlet", where="page <")
