@@ -16,6 +16,7 @@ __all__ = [
     "IGNORED",
     "label_log_probs",
     "log_prior",
+    "log_probs",
     "marginal_next_token",
     "mean_log_probs",
     "mean_token_posterior",
@@ -65,6 +66,11 @@ def scored_tokens(labels: Tensor, *, pad_token_id: int | None, eos_token_id: int
     if pad_token_id is not None and pad_token_id not in ends:
         scored &= labels != pad_token_id
     return scored
+
+
+def log_probs(logits: Tensor) -> Tensor:
+    """log p(v | ·) of the whole vocabulary: log_softmax over the last dimension; (…, V) -> (…, V)."""
+    return _widen(logits).log_softmax(dim=-1)
 
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:

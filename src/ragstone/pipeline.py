@@ -199,10 +199,7 @@ class RagPipeline:
                 raise ModelError(f"No RAG model can be loaded from {name!r}: {error}") from error
             saved = (config.architectures or [""])[0]
             kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
-            try:
-                model = kind.from_pretrained(name)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelError(f"The weights of {name!r} cannot be loaded: {error}") from error
+            model = kind.from_pretrained(name)
             tokenizer = RagTokenizer.from_pretrained(name)
             if knowledge_base is None and config.knowledge_base:
                 knowledge_base = Path(name) / config.knowledge_base

@@ -283,7 +283,7 @@ def _wrap(tokenizer: Any, **special_tokens: str) -> PreTrainedTokenizerFast:
 _BERT = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.5)
 _BART_SIDE = dict(layers=2, attention_heads=2, ffn_dim=32)
 _BART = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in _BART_SIDE.items()}
-_T5 = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, initializer_factor=0.5, decoder_start_token_id=0)
+_T5 = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, initializer_factor=2.0, decoder_start_token_id=0)
 _PAD_IS_EOS = dict(bos_token_id=None, pad_token_id=0, eos_token_id=0)
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("BartForConditionalGeneration", _BART | dict(d_model=16, init_std=0.5, forced_eos_token_id=None)),

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,15 @@ def test_add_refuses_an_id_given_twice_and_upsert_takes_the_last(kb):
     assert kb.get("a")[0].text == "last"
     assert kb.upsert(twice) == 2
     assert len(kb) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"page": "three"}, {"page": 2**40}, {"source": Path("file.pdf")}, {"document_id": 7}]
+)
+def test_a_passage_that_cannot_be_stored_is_refused(kb, wrong):
+    with pytest.raises(InputError):
+        kb.add([Passage("a", text="a", **wrong)])
+    assert len(kb) == 0
 
 
 def test_upsert_with_vectors_keeps_each_with_its_passage(vector_kb):

@@ -66,6 +66,8 @@ def test_an_unchanged_folder_is_not_encoded_again(kb, notes):
     report = kb.add_documents([notes, notes / "1.txt"])
     assert (report.unchanged, report.added, report.updated, report.passages) == (10, 0, 0, 0)
     assert (kb.encoder.encoded, kb.version, content(kb)) == (encoded, version, before)
+    again = KnowledgeBase.open(kb.path)  # its encoder does not exist, and is not missed
+    assert again.add_documents(notes).unchanged == 10
 
 
 def test_only_what_changed_is_encoded_and_a_document_that_shrank_leaves_nothing_behind(kb, notes):

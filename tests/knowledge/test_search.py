@@ -1,40 +1,13 @@
-import shutil
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import ToyEncoder
+from vectors import brute_force, filled, found, low_dimensional
 
 from ragstone.errors import InputError
-from ragstone.knowledge import KnowledgeBase, Passage, codes, search, storage
+from ragstone.knowledge import KnowledgeBase, Passage, search, storage
 from ragstone.knowledge.search import Ranking, exact_candidates, fuse
-
-
-def low_dimensional(count: int, width: int, seed: int) -> np.ndarray:
-    """Vectors (count, width) that lie near a 12-dimensional plane, as texts' do, with lengths from 0.5 to 2."""
-    plane = np.random.default_rng(99).standard_normal((12, width))
-    random = np.random.default_rng(seed)
-    vectors = random.standard_normal((count, 12)) @ plane + 0.05 * random.standard_normal((count, width))
-    return (vectors * random.uniform(0.5, 2, (count, 1))).astype(np.float32)
-
-
-def brute_force(ids: list[str], vectors: np.ndarray, question: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """The definition: all inner products, the largest first, equal ones by id."""
-    scores = (vectors.astype(np.float64) @ question.astype(np.float64)).astype(np.float32)
-    return sorted(zip(ids, scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))[:k]
-
-
-def found(hits) -> list[tuple[str, float]]:
-    return [(hit.passage.id, hit.score) for hit in hits]
-
-
-def filled(path, vectors: np.ndarray) -> tuple[KnowledgeBase, list[str]]:
-    kb = KnowledgeBase.create(path, encoder=None, width=vectors.shape[1])
-    ids = [f"p{place * 7919 % len(vectors)}" for place in range(len(vectors))]
-    pages = [Passage(id_, text=f"word{place % 5}", page=place % 10) for place, id_ in enumerate(ids)]
-    kb.add(pages, vectors=vectors)
-    return kb, ids
 
 
 @pytest.fixture
@@ -96,122 +69,6 @@ def test_a_hit_carries_the_vector_its_score_comes_from(tmp_path):
         assert hit.vector.tolist() == vectors[ids.index(hit.passage.id)].tolist()
         assert hit.score == pytest.approx(float(hit.vector @ question), rel=1e-5)
     assert "vector" not in repr(hit)
-
-
-# Quantised search
-
-
-@pytest.mark.parametrize("width", [64, 61])
-def test_quantised_search_finds_what_exact_search_finds(tmp_path, quantised, width):
-    vectors = low_dimensional(5000, width, seed=0)
-    kb, ids = filled(tmp_path / "kb", vectors)
-    assert kb.info().dense_search == "quantised"
-    questions = low_dimensional(100, width, seed=1)
-    for k in (1, 10, 100):
-        dense, exact = (kb.search(vectors=questions, k=k, search=method) for method in ("dense", "exact"))
-        recalls = [len(set(found(a)) & set(found(b))) / k for a, b in zip(dense, exact, strict=True)]
-        assert np.mean(recalls) >= 0.99
-    where = kb.search(vectors=questions, k=10, where="page = 3")
-    allowed = [place for place in range(5000) if place % 10 == 3]
-    expected = [brute_force([ids[i] for i in allowed], vectors[allowed], question, 10) for question in questions]
-    assert np.mean([len(set(found(a)) & set(b)) / 10 for a, b in zip(where, expected, strict=True)]) >= 0.99
-    assert kb.search(vectors=questions[0], where="page = 99") == []
-    assert len(kb.search(vectors=questions[0], k=10_000)) == 5000
-
-
-def check_codes_are_right(kb, vectors_by_id: dict[str, np.ndarray]) -> None:
-    """Each passage is the best for its own vector, and the codes name just the rows there are."""
-    ids = sorted(vectors_by_id)
-    questions = np.array([vectors_by_id[id_] for id_ in ids])
-    expected = [brute_force(ids, questions, question, 3) for question in questions[:40]]
-    assert [found(hits) for hits in kb.search(vectors=questions[:40], k=3)] == expected
-    assert len(kb._searcher._codes.index) == len(kb)
-
-
-@pytest.fixture
-def grown(tmp_path, quantised):
-    vectors = low_dimensional(400, 24, seed=0)
-    kb, ids = filled(tmp_path / "kb", vectors)
-    held = dict(zip(ids, vectors, strict=True))
-    check_codes_are_right(kb, held)
-    return kb, held
-
-
-def forbid_building(monkeypatch):
-    monkeypatch.setattr(codes, "_build", lambda store: pytest.fail("the codes were built anew"))
-
-
-@pytest.mark.parametrize("reopened", [False, True])
-def test_codes_are_patched_after_add_upsert_and_delete(grown, monkeypatch, reopened):
-    kb, held = grown
-    forbid_building(monkeypatch)
-    new = low_dimensional(60, 24, seed=5)
-    kb.add([Passage(f"new{i}") for i in range(20)], vectors=new[:20])
-    kb.upsert([Passage(f"p{i}") for i in range(20)], vectors=new[20:40])
-    kb.delete([f"p{i}" for i in range(100, 120)])
-    held |= {f"new{i}": new[i] for i in range(20)} | {f"p{i}": new[20 + i] for i in range(20)}
-    held = {id_: vector for id_, vector in held.items() if id_ not in {f"p{i}" for i in range(100, 120)}}
-    kb = KnowledgeBase.open(kb.path) if reopened else kb
-    check_codes_are_right(kb, held)
-    kb._store._dataset.optimize.compact_files()  # keeps row ids
-    check_codes_are_right(kb, held)
-
-
-def test_codes_are_right_for_an_older_version_and_for_one_restored(grown):
-    kb, held = grown
-    version = kb.version
-    new = low_dimensional(20, 24, seed=5)
-    kb.upsert([Passage(f"p{i}") for i in range(20)], vectors=new)
-    changed = held | {f"p{i}": new[i] for i in range(20)}
-    check_codes_are_right(kb, changed)
-    check_codes_are_right(KnowledgeBase.open(kb.path, version=version), held)
-    KnowledgeBase.open(kb.path, version=version)._store._dataset.restore()
-    kb.refresh()
-    check_codes_are_right(kb, held)
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "bit", "garbage", "another base"])
-def test_damaged_codes_are_built_anew(grown, tmp_path, damage):
-    kb, held = grown
-    (file,) = kb.path.glob("codes-*.tvim")
-    content = file.read_bytes()
-    if damage == "missing":
-        file.unlink()
-    elif damage == "cut":
-        file.write_bytes(content[: len(content) // 2])
-    elif damage == "bit":
-        place = len(content) // 2
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    elif damage == "garbage":
-        file.write_bytes(b"not codes")
-    else:
-        vectors = low_dimensional(400, 24, seed=3)
-        other, ids = filled(tmp_path / "other", vectors)
-        shutil.copy(file, other.path)
-        kb, held = other, dict(zip(ids, vectors, strict=True))
-    check_codes_are_right(KnowledgeBase.open(kb.path), held)
-    check_codes_are_right(KnowledgeBase.open(kb.path), held)
-
-
-def test_codes_work_where_nothing_can_be_written(grown, monkeypatch):
-    kb, held = grown
-    for file in kb.path.glob("codes-*.tvim"):
-        file.unlink()
-
-    def refuse(*_):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(codes, "_save", refuse)
-    check_codes_are_right(KnowledgeBase.open(kb.path), held)
-
-
-def test_only_the_newest_codes_are_kept(grown):
-    kb, held = grown
-    new = low_dimensional(300, 24, seed=5)
-    kb.add([Passage(f"new{i}") for i in range(300)], vectors=new)
-    check_codes_are_right(kb, held | {f"new{i}": new[i] for i in range(300)})
-    assert [int(file.name.split("-")[2]) for file in kb.path.glob("codes-*.tvim")] == [kb.version]
-    assert not [file for file in kb.path.iterdir() if file.name.startswith(".")]
 
 
 # Keyword and hybrid search

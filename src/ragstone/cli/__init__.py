@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     0: done. 1: a knowledge base, a model or an optional package is missing or unfit. 2: bad usage or input.
     130: interrupted. One sentence on standard error says what is wrong and what to do.
     """
-    import click
+    import typer
 
     from ragstone.cli.app import app
     from ragstone.cli.console import complain
@@ -22,20 +22,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         return int(app(arguments, standalone_mode=False) or 0)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except RagstoneError as error:
         complain(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         complain("Interrupted. Everything committed so far is kept; run the same command again to go on.")
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except typer.BadParameter.__mro__[2] as error:  # click's ClickException, wherever this typer keeps its click
+        error.show()
+        return int(error.exit_code)
 
 
 def run() -> None:

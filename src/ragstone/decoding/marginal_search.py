@@ -20,9 +20,9 @@ from ragstone.decoding.outputs import RagGenerateOutput
 from ragstone.decoding.scoring import predicted_tokens, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
-from ragstone.marginal import marginal_next_token, mean_token_posterior, token_log_likelihood
+from ragstone.marginal import log_probs, marginal_next_token, mean_token_posterior, token_log_likelihood
 
-__all__ = ["marginal_search", "rag_token_generate"]
+__all__ = ["marginal_search", "option", "rag_token_generate"]
 
 _UNSUPPORTED = {
     "output_attentions": "attentions of K passages are not one sequence's",
@@ -77,17 +77,22 @@ def rag_token_generate(
 def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: Tensor, **options: Any) -> ModelOutput:
     """transformers' ``generate`` over the marginal of B questions with K passages: its own output, scores included."""
     for name, reason in _UNSUPPORTED.items():
-        if options.get(name) not in (None, False):
+        if not _is_neutral(option(generator, options, name)):
             raise InputError(f"generate({name}=…) cannot be used here: {reason}; leave it out.")
-    # The loop needs no attention mask, caching is always on, and the dictionary is unpacked by the caller.
+    # Caching is always on, the dictionary is unpacked by the caller, and there is no prompt to mask.
     options = {k: v for k, v in options.items() if k not in ("attention_mask", "use_cache", "return_dict_in_generate")}
     empty = torch.zeros(log_prior.shape[0], 0, 1, device=log_prior.device)
     if generator.start_token_id is None:
         # An empty prompt embedding is transformers' own way to say that nothing precedes the new tokens.
         options["inputs_embeds"] = empty
+        options["attention_mask"] = empty.squeeze(-1)  # without one it warns of prompts that end in padding
     else:
         options["encoder_outputs"] = BaseModelOutput(last_hidden_state=empty)
         options.setdefault("decoder_start_token_id", generator.start_token_id)
+    constraint, copies = options.get("prefix_allowed_tokens_fn"), option(generator, options, "num_return_sequences", 1)
+    if constraint is not None and copies > 1 and option(generator, options, "num_beams", 1) == 1:
+        # Samples of one question are rows of their own to the loop, which hands their number to the constraint.
+        options["prefix_allowed_tokens_fn"] = lambda row, tokens: constraint(row // copies, tokens)
     search = _MarginalModel(generator, contexts)
     try:
         return search.generate(
@@ -101,6 +106,18 @@ def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: 
         if "not used by the model" in str(error):
             raise TypeError(f"generate() got an unknown option: {error}") from error
         raise
+
+
+def option(generator: Generator, options: dict[str, Any], name: str, default: Any = None) -> Any:
+    """What ``generate`` takes for ``name``: the argument, else the generation config given, else the model's own."""
+    configs = options.get("generation_config"), generator.model.generation_config
+    values = (options.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), default)
+
+
+def _is_neutral(value: Any) -> bool:
+    """Whether an option says what leaving it out says: a penalty of 1, n-grams of 0, nothing."""
+    return value is None or value is False or (type(value) in (int, float) and value in (0, 1))
 
 
 class _MarginalState:
@@ -164,6 +181,7 @@ class _MarginalModel(GenerationMixin):
         past_key_values: _MarginalState | None = None,
         log_prior: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         use_cache: bool = True,
         is_first_iteration: bool = False,
@@ -193,5 +211,4 @@ class _MarginalModel(GenerationMixin):
 
     def _marginal(self, logits: Tensor, log_prior: Tensor) -> Tensor:
         """(R·K, V), (R, K) -> (R, V)."""
-        log_probs = logits.float().log_softmax(dim=-1).view(*log_prior.shape, -1)
-        return marginal_next_token(log_prior, log_probs)
+        return marginal_next_token(log_prior, log_probs(logits).view(*log_prior.shape, -1))

@@ -22,7 +22,8 @@ class RagGenerateOutput(ModelOutput):
         posteriors: (R, K), p(z|x,y); for RAG-Token the mean over the scored tokens of ``token_posteriors``.
         token_posteriors: (R, K, T'), p(z|x,y_≤t) of each predicted token, 0 past the end (RAG-Token).
         token_log_probs: (R, K, T'), log p(y_t|x,z,y_<t) of each predicted token, 0 past the end.
-        sequences_scores: (R,) what the search ranked by: the beam score, or RAG-Sequence's (thorough or fast) marginal.
+        sequences_scores: (R,) what the search ranked by: RAG-Sequence's (thorough or fast) marginal; RAG-Token's beam score,
+            where ``output_scores`` asked for it.
         scores: processed next-token scores per step, each (rows, V), where ``output_scores`` asked for them (RAG-Token).
         logits: marginal log-probabilities per step, each (rows, V), where ``output_logits`` asked for them (RAG-Token).
         beam_indices: (R, T) as transformers' beam search reports them (RAG-Token).

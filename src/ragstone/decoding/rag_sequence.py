@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ragstone.decoding.marginal_search import marginal_search
+from ragstone.decoding.marginal_search import marginal_search, option
 from ragstone.decoding.outputs import RagGenerateOutput
 from ragstone.decoding.scoring import predicted_tokens, score_pairs, score_sequences
 from ragstone.errors import InputError
@@ -48,9 +48,9 @@ def rag_sequence_generate(
     log_prior: Tensor,
     *,
     decode: Literal["thorough", "fast"] = "thorough",
-    num_return_sequences: int = 1,
-    num_beams: int = 1,
-    do_sample: bool = False,
+    num_return_sequences: int | None = None,
+    num_beams: int | None = None,
+    do_sample: bool | None = None,
     deduplicate: bool = True,
     **options: Any,
 ) -> RagGenerateOutput:
@@ -66,50 +66,68 @@ def rag_sequence_generate(
         contexts: N = B·K encoded contexts, row b·K + k.
         log_prior: (B, K), log p(z|x).
         decode: how hypotheses are ranked.
-        num_return_sequences: rows a question. Where fewer distinct hypotheses are found the search is widened once, then
-            the last is repeated and a warning says so.
+        num_return_sequences: rows a question. Where fewer distinct hypotheses are found for a question its search is
+            widened once, then the last is repeated and a warning says so.
         num_beams: beams (and hypotheses) of each passage's own search.
         do_sample: draw instead of search.
         deduplicate: keep one of equal hypotheses.
-        options: those of transformers' ``generate``, for each passage's own search.
+        options: those of transformers' ``generate``, for each passage's own search. What is None here and above is
+            taken from the generation config.
     """
     if decode not in DECODE_MODES:
         raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
+    given = {"num_return_sequences": num_return_sequences, "num_beams": num_beams, "do_sample": do_sample, **options}
+    num_return_sequences, num_beams = (option(generator, given, n, 1) for n in ("num_return_sequences", "num_beams"))
     if num_return_sequences < 1 or num_beams < 1:
         raise InputError(
             f"num_return_sequences is {num_return_sequences} and num_beams is {num_beams}; both must be at least 1."
         )
     if options.get("streamer") is not None:
         raise InputError("RAG-Sequence ranks finished hypotheses, so no token can be streamed; use RAG-Token.")
-    if do_sample:
+    if option(generator, given, "do_sample", False):
         return _collect(
             generator, log_prior, _sample(generator, contexts, log_prior, num_return_sequences, num_beams, options)
         )
-    found = _search(generator, contexts, log_prior, num_beams, options)
-    if deduplicate and min(len({h for h, _ in pairs}) for pairs in found) < num_return_sequences:
-        found = _search(generator, contexts, log_prior, max(num_return_sequences, 2 * num_beams), options)
-    ranked = []
-    for question, pairs in enumerate(found):
-        rank = _rank_thorough if decode == "thorough" else _rank_fast
-        hypotheses = list(dict.fromkeys(h for h, _ in pairs)) if deduplicate else [h for h, _ in pairs]
-        ranked.append(rank(generator, contexts, log_prior, question, hypotheses, pairs, num_return_sequences))
+
+    def hypotheses(pairs: list[tuple[Hypothesis, int]]) -> list[Hypothesis]:
+        return list(dict.fromkeys(h for h, _ in pairs)) if deduplicate else [h for h, _ in pairs]
+
+    everyone = list(range(log_prior.shape[0]))
+    found = _search(generator, contexts, log_prior, everyone, num_beams, options)
+    # Only the questions that lack hypotheses search again, so that an answer does not depend on its batch.
+    few = [question for question in everyone if len(hypotheses(found[question])) < num_return_sequences]
+    if few:
+        wide = _search(generator, contexts, log_prior, few, max(num_return_sequences, 2 * num_beams), options)
+        for question in few:
+            found[question] = found[question] + wide[question] if deduplicate else wide[question]
+    rank = _rank_thorough if decode == "thorough" else _rank_fast
+    ranked = [
+        rank(generator, contexts, log_prior, question, hypotheses(pairs), pairs, num_return_sequences)
+        for question, pairs in found.items()
+    ]
     return _collect(generator, log_prior, [_fill(r, num_return_sequences) for r in ranked])
 
 
 def _search(
-    generator: Generator, contexts: EncodedContexts, log_prior: Tensor, num_beams: int, options: dict[str, Any]
-) -> list[list[tuple[Hypothesis, int]]]:
-    """Search under each of the N passages alone: for each question its (hypothesis, passage k) pairs, in order of k."""
+    generator: Generator,
+    contexts: EncodedContexts,
+    log_prior: Tensor,
+    questions: list[int],
+    num_beams: int,
+    options: dict[str, Any],
+) -> dict[int, list[tuple[Hypothesis, int]]]:
+    """Search under each real passage of ``questions`` alone: for each its (hypothesis, passage k) pairs, in order of k."""
     passages = log_prior.shape[1]
-    rows = torch.arange(contexts.rows, device=log_prior.device)
+    wanted = torch.zeros_like(log_prior, dtype=torch.bool)
+    wanted[questions] = ~torch.isneginf(log_prior[questions])
+    rows = wanted.flatten().nonzero().squeeze(1)
     options = {**options, "num_beams": num_beams, "num_return_sequences": num_beams, "do_sample": False}
-    sequences = _search_rows(generator, contexts, rows // passages, options)
-    found: list[list[tuple[Hypothesis, int]]] = [[] for _ in range(log_prior.shape[0])]
-    empty = torch.isneginf(log_prior).tolist()
-    for n, hypothesis in enumerate(_hypotheses(generator, sequences)):
-        question, passage = divmod(n // num_beams, passages)
-        if not empty[question][passage]:
-            found[question].append((hypothesis, passage))
+    part = contexts if len(rows) == contexts.rows else contexts.select(rows)
+    sequences = _search_rows(generator, part, rows // passages, options)
+    found: dict[int, list[tuple[Hypothesis, int]]] = {question: [] for question in questions}
+    owners = rows.repeat_interleave(num_beams).tolist()
+    for row, hypothesis in zip(owners, _hypotheses(generator, sequences), strict=True):
+        found[row // passages].append((hypothesis, row % passages))
     return found
 
 
@@ -185,14 +203,15 @@ def _rank_fast(
 ) -> _Ranked:
     """The best n by the sum over the passages whose own search produced them; only those n are then scored in full."""
     passages = log_prior.shape[1]
-    sequences = pad_rows(hypotheses, fill=generator.fill_token_id)[0].to(log_prior.device)
-    place = {hypothesis: h for h, hypothesis in enumerate(hypotheses)}
+    place = {hypothesis: h for h, hypothesis in enumerate(dict.fromkeys(hypotheses))}
+    sequences = pad_rows(list(place), fill=generator.fill_token_id)[0].to(log_prior.device)
     produced = torch.tensor([(place[h], k) for h, k in dict.fromkeys(pairs)], device=log_prior.device)
     which, passage = produced.unbind(dim=1)
     token_scores = score_pairs(generator, contexts, question * passages + passage, sequences[which])
-    joint = log_prior.new_full((len(hypotheses), passages), -torch.inf)
+    joint = log_prior.new_full((len(place), passages), -torch.inf)
     joint[which, passage] = log_prior[question, passage] + token_scores.sum(dim=1)
-    ranks = joint.logsumexp(dim=1)
+    every = torch.tensor([place[hypothesis] for hypothesis in hypotheses], device=log_prior.device)
+    sequences, ranks = sequences[every], joint.logsumexp(dim=1)[every]
     best = ranks.argsort(descending=True, stable=True)[:n]
     return _Ranked(sequences[best], ranks[best], _score(generator, contexts, passages, question, sequences[best]))
 

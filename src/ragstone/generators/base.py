@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ragstone.errors import InputError, ModelError
+from ragstone.errors import ModelError
 
 __all__ = ["DecodingState", "EncodedContexts", "Generator", "align_padding", "select_cache", "trim_padding"]
 
@@ -186,11 +186,6 @@ def align_padding(input_ids: Tensor, attention_mask: Tensor, *, left: bool) -> t
 
 def trim_padding(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the columns of (N, S) contexts that are padding in every row; every extra column costs like a real one."""
-    if input_ids.shape != attention_mask.shape:
-        raise InputError(
-            f"context_input_ids has shape {tuple(input_ids.shape)} but context_attention_mask has "
-            f"{tuple(attention_mask.shape)}; pass masks of the same shape."
-        )
     used = attention_mask.bool().any(dim=0)
     if bool(used.all()) or not bool(used.any()):
         return input_ids, attention_mask

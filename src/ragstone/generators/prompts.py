@@ -9,6 +9,7 @@ follows. Truncation cuts the passage, never the question.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,10 @@ __all__ = ["ContextBatch", "ContextBuilder", "PromptFormat", "pad_rows"]
 _CHARACTERS_PER_TOKEN = 100
 """No tokenizer turns fewer tokens than this fraction of a text's characters: longer text is cut before it is tokenised."""
 
+_LONGEST_WORD = 64
+"""Characters of a word within which every cut is tried; text without spaces is bisected."""
+
+_WORD = re.compile(r"\S+")
 _PASSAGE, _QUESTION = "\ue000passage\ue000", "\ue000question\ue000"
 
 
@@ -32,6 +37,7 @@ class PromptFormat:
 
     ``prefix``, ``title_sep`` and ``doc_sep`` shape the context of a seq2seq generator; ``system``, ``passage`` and
     ``question`` that of a causal one, where ``{passage}`` stands for title and text and ``{question}`` for the question.
+    ``passage`` ends with its placeholder: what follows a passage belongs to ``question``, which is never cut.
     ``max_length`` is in tokens of the whole context.
     """
 
@@ -50,6 +56,11 @@ class PromptFormat:
         for name, placeholder in (("passage", "{passage}"), ("question", "{question}")):
             if getattr(self, name).count(placeholder) != 1:
                 raise InputError(f"prompt_{name} is {getattr(self, name)!r}; it must hold {placeholder} exactly once.")
+        if not self.passage.endswith("{passage}"):
+            raise InputError(
+                f"prompt_passage is {self.passage!r}; it must end with {{passage}}, since the end is cut where a passage is "
+                "too long. Put what follows into prompt_question."
+            )
 
 
 @dataclass(frozen=True)
@@ -79,8 +90,13 @@ class ContextBuilder:
     form: PromptFormat
     causal: bool = False
     _chat: tuple[str, str] = field(init=False, repr=False)
+    _special_tokens: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # Some chat models declare the marks of a turn as added tokens only.
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        self._special_tokens = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         self._chat = self._chat_frame() if self.causal else ("", "")
 
     def __call__(self, questions: Sequence[str], passages: Sequence[Sequence[tuple[str, str] | None]]) -> ContextBatch:
@@ -90,12 +106,17 @@ class ContextBuilder:
         widths = {len(row) for row in passages}
         if len(widths) > 1:
             raise InputError(f"The questions have different numbers of passage slots {sorted(widths)}; fill with None.")
+        for question in questions:
+            if self._too_long(question):
+                raise self._no_room(question)
         if self.form.lowercase_questions:
             questions = [question.lower() for question in questions]
         build = self._causal_rows if self.causal else self._seq2seq_rows
         rows = build([(q, passage) for q, row in zip(questions, passages, strict=True) for passage in row])
         input_ids, mask = pad_rows([ids for ids, _ in rows], fill=self._fill)
-        truncated = torch.tensor([cut for _, cut in rows], dtype=torch.bool).view(len(questions), -1)
+        truncated = torch.tensor([cut for _, cut in rows], dtype=torch.bool).view(
+            len(questions), max(widths, default=0)
+        )
         return ContextBatch(input_ids, mask, truncated)
 
     @property
@@ -112,31 +133,47 @@ class ContextBuilder:
                 rows.append(([self._fill], False))
                 continue
             row = next(ids)
-            cut = self._too_long(passage[1]) or len(row) > self.form.max_length
+            cut = any(map(self._too_long, passage)) or len(row) > self.form.max_length
             rows.append((self._cut_to_fit(question, passage) if cut else row, cut))
         return rows
 
-    def _join(self, question: str, passage: tuple[str, str], characters: int | None = None) -> str:
-        title, text = passage
-        text = text[: self._character_limit if characters is None else characters]
+    def _join(self, question: str, passage: tuple[str, str], cut: int | None = None) -> str:
+        """The context as text, with the first ``cut`` characters of title and text (all by default)."""
+        title, text = (part[: self._character_limit] for part in passage)
+        if cut is not None:
+            title, text = title[:cut], text[: max(cut - len(title), 0)]
+        title, text, question = map(self._plain, (title, text, question))
         title = title.removeprefix('"').removesuffix('"')
         form = self.form
         return f"{form.prefix}{title}{form.title_sep}{text}{form.doc_sep}{question}".replace("  ", " ")
 
     def _cut_to_fit(self, question: str, passage: tuple[str, str]) -> list[int]:
-        """The context with the longest beginning of the passage's text that fits, found by bisection."""
-        fits, fails = -1, min(len(passage[1]), self._character_limit) + 1
-        best: list[int] = []
-        while fails - fits > 1:
-            middle = (fits + fails) // 2
-            row = self._tokenize([self._join(question, passage, middle)], special=True)[0]
-            if len(row) <= self.form.max_length:
-                fits, best = middle, row
-            else:
-                fails = middle
-        if fits < 0:
+        """The context with the longest beginning of the passage that fits.
+
+        More words are more tokens, so whole words are bisected. Inside the word that no longer fits more characters can
+        be fewer tokens, so every cut is tried.
+        """
+
+        def rows(cuts: Sequence[int]) -> list[list[int]]:
+            return self._tokenize([self._join(question, passage, cut) for cut in cuts], special=True)
+
+        def tokens(cut: int) -> int:
+            return len(rows([cut])[0])
+
+        longest = self.form.max_length
+        title, text = (part[: self._character_limit] for part in passage)
+        words = [
+            (start, word.end()) for start, part in ((0, title), (len(title), text)) for word in _WORD.finditer(part)
+        ]
+        ends = [0, *(start + end for start, end in words), len(title) + len(text)]
+        whole = bisect_right(ends, longest, key=tokens)
+        if not whole:
             raise self._no_room(question)
-        return best
+        first, last = ends[whole - 1], ends[min(whole, len(ends) - 1)]
+        if last - first > _LONGEST_WORD:
+            first += bisect_right(range(first, last), longest, key=tokens) - 1
+        tried = rows(range(first, min(first + _LONGEST_WORD, last) + 1))
+        return next(row for row in reversed(tried) if len(row) <= longest)
 
     def _causal_rows(self, pairs: list[tuple[str, tuple[str, str] | None]]) -> list[tuple[list[int], bool]]:
         before, after = self._chat
@@ -161,7 +198,7 @@ class ContextBuilder:
             room = self.form.max_length - len(bos) - len(tail)
             if room < min(header, len(head)):
                 raise self._no_room(question)
-            rows.append((bos + head[:room] + tail, len(head) > room or self._too_long(passage[1])))
+            rows.append((bos + head[:room] + tail, len(head) > room or any(map(self._too_long, passage))))
         return rows
 
     def _chat_frame(self) -> tuple[str, str]:
@@ -169,9 +206,14 @@ class ContextBuilder:
         system = self.form.system
         if not getattr(self.tokenizer, "chat_template", None):
             return (f"{system}\n\n" if system else ""), ""
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": _PASSAGE + _QUESTION})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        user = {"role": "user", "content": _PASSAGE + _QUESTION}
+        messages = [{"role": "system", "content": system}, user] if system else [user]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # whatever the template raises: some know no system role
+            raise ModelError(
+                f"The tokenizer's chat template cannot write the prompt ({error}); clear it, or set prompt_system=''."
+            ) from error
         frame = re.fullmatch(f"(.*){_PASSAGE}{_QUESTION}(.*)", text, flags=re.DOTALL)
         if frame is None:
             raise ModelError("The tokenizer's chat template does not write the user's message as it is; clear it.")
@@ -186,10 +228,7 @@ class ContextBuilder:
 
     def _plain(self, text: str) -> str:
         """Text without the strings of special tokens: a passage must not be able to end the user's turn."""
-        text = text[: self._character_limit]
-        for token in self.tokenizer.all_special_tokens:
-            text = text.replace(token, " ")
-        return text
+        return self._special_tokens.sub(" ", text[: self._character_limit])
 
     @property
     def _character_limit(self) -> int:
@@ -208,7 +247,13 @@ class ContextBuilder:
         if not texts:
             return []
         # verbose=False: a text longer than the model is cut below, so the tokenizer's warning would be wrong.
-        out = self.tokenizer(texts, add_special_tokens=special, padding=False, truncation=False, verbose=False)
+        try:
+            out = self.tokenizer(texts, add_special_tokens=special, padding=False, truncation=False, verbose=False)
+        except (TypeError, UnicodeError) as error:
+            broken = next((text for text in texts if not _is_unicode(text)), None)
+            if broken is None:
+                raise
+            raise InputError(f"{broken[:60]!r} is not valid Unicode (it holds half a character); repair it.") from error
         return list(out["input_ids"])
 
 
@@ -221,3 +266,12 @@ def pad_rows(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tenso
         ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[n, : len(row)] = 1
     return ids, mask
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` holds no lone surrogate, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -33,6 +33,13 @@ class KnowledgeBase:
 
     Every write is one commit, whole or not at all, and makes a version. One process writes at a time; any number read,
     and each goes on reading the version it opened until it calls `refresh`.
+
+    >>> import tempfile
+    >>> kb = KnowledgeBase.create(tempfile.mkdtemp(), encoder=None, width=2)
+    >>> kb.add(["north", "east"], vectors=[[0, 1], [1, 0]])
+    2
+    >>> [(hit.passage.text, hit.score) for hit in kb.search(vectors=[3, 4])]
+    [('north', 4.0), ('east', 3.0)]
     """
 
     def __init__(
@@ -217,7 +224,7 @@ class KnowledgeBase:
                 self._manifest.write(self.path)
             return index_documents(
                 self._store,
-                self.encoder,
+                lambda: self.encoder,
                 paths,
                 split=self._manifest.split,
                 prune=prune,
@@ -242,18 +249,21 @@ class KnowledgeBase:
         given = as_passages(passages)
         matrix = None if vectors is None else check_vectors("vectors", vectors, self.width, len(given))
         last = {passage.id: place for place, passage in enumerate(given)}
-        if len(last) < len(given) and not replacing:
-            twice = next(passage.id for place, passage in enumerate(given) if last[passage.id] != place)
-            raise InputError(f"the id {twice!r} is given twice; give each passage its own, or use upsert")
-        places = [*last.values()]
-        given = [given[place] for place in places]
+        if len(last) < len(given):
+            if not replacing:
+                twice = next(passage.id for place, passage in enumerate(given) if last[passage.id] != place)
+                raise InputError(f"the id {twice!r} is given twice; give each passage its own, or use upsert")
+            places = [*last.values()]
+            given = [given[place] for place in places]
+            matrix = None if matrix is None else matrix[places]
         with self._writing():
             stored = self._store.find(last)
             if stored and not replacing:
                 raise InputError(f"{self.path} has a passage with the id {min(stored)!r}; use upsert to replace it")
             if not given:
                 return 0
-            matrix = encoding.encode_passages(self.encoder, given) if matrix is None else matrix[places]
+            if matrix is None:
+                matrix = encoding.encode_passages(self.encoder, given)
             table = passage_table(given, matrix)
             if stored:
                 self._store.merge(table)

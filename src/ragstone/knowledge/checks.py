@@ -52,7 +52,7 @@ def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None =
     try:
         with np.errstate(over="ignore"):  # what becomes infinite is refused below
             matrix = np.ascontiguousarray(np.atleast_2d(np.asarray(vectors)), np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be an array of numbers: {error}") from None
     if matrix.ndim != 2 or matrix.shape[1] != width:
         raise InputError(
@@ -60,7 +60,7 @@ def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None =
         )
     if count is not None and len(matrix) != count:
         raise InputError(f"{name} are {len(matrix)}, but there are {count} texts; give one vector for each")
-    bad = ~(np.abs(matrix) < _LARGEST).all(axis=1)
+    bad = ~((matrix.min(axis=1) > -_LARGEST) & (matrix.max(axis=1) < _LARGEST))  # of NaN neither is true
     if bad.any():
         raise InputError(
             f"{name}: number {int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"

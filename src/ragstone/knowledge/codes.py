@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _CALIBRATION_ROWS = 1024
 _REBUILD_SHARE = 0.25  # of the rows differ: patching would cost more, and the calibration would no longer fit
 _SAVE_SHARE = 0.02  # of the rows differ from the file: worth writing it anew
 _BLOCK_ROWS = 16_384
+_STALE_SECONDS = 3600
 _FILE_NAME = re.compile(r"codes-(?P<base>[0-9a-f]+)-(?P<version>\d+)-(?P<checksum>[0-9a-f]{8})\.tvim")
 
 
@@ -134,6 +136,9 @@ def _save(codes: Codes, folder: Path, base_id: str) -> None:
     """Write the codes to a file of their own and remove the older ones, unless there is a newer one."""
     if any(version > codes.version for version, _, _ in _files(folder, base_id)):
         return
+    for stale in folder.glob(".codes.*"):  # what a process left that was killed at this point
+        if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+            stale.unlink(missing_ok=True)
     partial = folder / f".codes.{os.getpid()}"
     try:
         codes.index.write(str(partial))

@@ -113,7 +113,7 @@ class _Reading:
 
 def index_documents(
     store: PassageStore,
-    encoder: TextEncoder,
+    load_encoder: Callable[[], TextEncoder],
     paths: str | Path | Iterable[str | Path],
     *,
     split: SplitOptions | None,
@@ -121,7 +121,10 @@ def index_documents(
     chunk_passages: int,
     progress: Progress | None,
 ) -> IndexReport:
-    """Bring ``store`` up to date with the documents of ``paths``; see `KnowledgeBase.add_documents`."""
+    """Bring ``store`` up to date with the documents of ``paths``; see `KnowledgeBase.add_documents`.
+
+    The encoder is loaded only if there is something to encode.
+    """
     started = time.monotonic()
     progress = progress or (lambda done, total, unit: None)
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -140,7 +143,7 @@ def index_documents(
             progress(done, total, "passages")
 
         for chunk in _chunks(map(_unspool, spool), chunk_passages):
-            _store(store, encoder, chunk, reading.stored, encoded)
+            _store(store, load_encoder(), chunk, reading.stored, encoded)
     removed = _gone(reading, paths) if prune else []
     store.delete("document_id", removed)
     store.index_words(all_rows=True)

@@ -147,10 +147,10 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        waited = f" after {wait:g} seconds" if wait else ""
+        waited = f" (after {wait:g} seconds)" if wait else ""
         raise LockedError(
-            f"{folder} is being written to by another process{waited}; try again when it is done, "
-            "or open the base with wait=SECONDS to queue behind it"
+            f"{folder} is being written to by another process or handle{waited}; try again when that is done, or open "
+            "the base with wait=SECONDS"
         ) from None
     except OSError as error:
         raise KnowledgeBaseError(f"{folder} cannot be written to: {error}") from error

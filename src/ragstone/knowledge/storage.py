@@ -77,14 +77,17 @@ def passage_table(
     """Return N passages and their (N, D) ``vectors`` as rows to store."""
     count, width = vectors.shape
     columns: dict[str, Any] = {name: [getattr(passage, name) for passage in passages] for name in PASSAGE_COLUMNS}
-    columns["metadata"] = pa.ExtensionArray.from_storage(
-        pa.json_(),
-        pa.array([json.dumps(dict(m), ensure_ascii=False) if m else None for m in columns["metadata"]], pa.string()),
-    )
+    metadata = [json.dumps(dict(values), ensure_ascii=False) if values else None for values in columns["metadata"]]
+    columns["metadata"] = pa.ExtensionArray.from_storage(pa.json_(), pa.array(metadata, pa.string()))
     columns["position"] = [None] * count if positions is None else positions
     columns["content_hash"] = [None] * count if content_hashes is None else content_hashes
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
-    return pa.table(columns, schema=_schema(width))
+    try:
+        return pa.table(columns, schema=_schema(width))
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise InputError(
+            f"a passage cannot be stored, its document_id, source or page is of another type: {error}"
+        ) from None
 
 
 class PassageStore:

@@ -20,7 +20,7 @@ from transformers import (
 from ragstone.encoders import embed
 from ragstone.errors import InputError
 from ragstone.generators import EncodedContexts, Generator, generator_for, trim_padding
-from ragstone.marginal import label_log_probs, scored_tokens
+from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.configuration import RagConfig
 from ragstone.models.outputs import RagInputs, RagOutput
 from ragstone.models.pretrained import RagPreTrainedModel, new_config
@@ -60,8 +60,8 @@ class RagModel(RagPreTrainedModel):
         if generator is None:
             auto = AutoModelForCausalLM if config.causal else AutoModelForSeq2SeqLM
             generator = auto.from_config(config.generator)
-        self.add_module("question_encoder", question_encoder)
-        self.add_module("generator", generator)
+        self._modules["question_encoder"] = question_encoder
+        self._modules["generator"] = generator
         self._retriever: Retriever | None = None
         self.post_init()
         if retriever is not None:
@@ -85,13 +85,14 @@ class RagModel(RagPreTrainedModel):
             self.question_encoder,
             input_ids,
             attention_mask,
-            pooling=self.config.question_encoder_pooling or "mean",
+            pooling=self.config.pooling,
             normalize=bool(self.config.question_encoder_normalize),
         )
 
     def score_passages(self, question_vectors: Tensor, passage_vectors: Tensor, mask: Tensor | None = None) -> Tensor:
         """s = τ·(q·d): (B, D), (B, K, D) -> (B, K), with gradient to the question encoder; −inf where ``mask`` is false."""
-        scores = torch.einsum("bd,bkd->bk", question_vectors.float(), passage_vectors.float()) * self.config.tau
+        wide = torch.promote_types(question_vectors.dtype, torch.float32)
+        scores = torch.einsum("bd,bkd->bk", question_vectors.to(wide), passage_vectors.to(wide)) * self.config.tau
         return scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
 
     def prepare(
@@ -109,22 +110,24 @@ class RagModel(RagPreTrainedModel):
             inputs = self._retrieve(input_ids, attention_mask, questions, n_docs)
         else:
             inputs = self._given(context_input_ids, context_attention_mask, doc_scores, n_docs)
+        ids, mask = inputs.context_input_ids, inputs.context_attention_mask.long()
+        # A context without a single token would make attention undefined; its slot is empty, so one token is enough.
+        blank = ~mask.bool().any(dim=1)
+        if blank.any():
+            mask = mask.clone()
+            mask[blank, 0] = 1
+            inputs.doc_scores = inputs.doc_scores.masked_fill(blank.view_as(inputs.doc_scores), -torch.inf)
         scores = inputs.doc_scores
-        if scores.isnan().any():
-            raise InputError("doc_scores hold NaN; check the question encoder's weights and the passage vectors.")
+        if (scores.isnan() | scores.isposinf()).any():
+            raise InputError(
+                "doc_scores hold NaN or infinity; check the question encoder's weights and the passage vectors."
+            )
         nothing = torch.isneginf(scores).all(dim=1)
         if nothing.any():
             raise InputError(
                 f"No passage was found for question {int(nothing.int().argmax())} of the batch; "
                 "add documents to the knowledge base, loosen the filter, or pass passages."
             )
-        ids, mask = inputs.context_input_ids, inputs.context_attention_mask
-        # A context without a single token would make attention undefined; its slot is empty, so one token is enough.
-        blank = ~mask.bool().any(dim=1)
-        if blank.any():
-            mask = mask.clone()
-            mask[blank, 0] = 1
-            inputs.doc_scores = scores.masked_fill(blank.view_as(scores), -torch.inf)
         inputs.context_input_ids, inputs.context_attention_mask = trim_padding(ids, mask)
         return inputs
 
@@ -193,11 +196,17 @@ class RagModel(RagPreTrainedModel):
         batch, passages = doc_scores.shape
         if n_docs is not None and n_docs != passages:
             raise InputError(f"n_docs is {n_docs} but doc_scores has {passages} columns; leave n_docs out.")
-        if context_input_ids.shape[0] != batch * passages:
+        if context_input_ids.dim() != 2 or context_input_ids.shape[0] != batch * passages:
             raise InputError(
-                f"context_input_ids has {context_input_ids.shape[0]} rows, but doc_scores {tuple(doc_scores.shape)} "
-                f"calls for {batch * passages}, one for each passage of each question."
+                f"context_input_ids has shape {tuple(context_input_ids.shape)}, but doc_scores {tuple(doc_scores.shape)} "
+                f"calls for {batch * passages} rows, one for each passage of each question."
             )
+        if context_attention_mask.shape != context_input_ids.shape:
+            raise InputError(
+                f"context_input_ids has shape {tuple(context_input_ids.shape)} but context_attention_mask has "
+                f"{tuple(context_attention_mask.shape)}; pass masks of the same shape."
+            )
+        _check_tokens("context_input_ids", context_input_ids, self.get_input_embeddings().weight.shape[0])
         return RagInputs(context_input_ids, context_attention_mask, doc_scores)
 
     def encode_contexts(self, inputs: RagInputs) -> EncodedContexts:
@@ -208,14 +217,19 @@ class RagModel(RagPreTrainedModel):
     def target_logits(self, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
         """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""
         batch, passages = inputs.doc_scores.shape
-        if labels.shape[0] != batch:
-            raise InputError(f"labels has {labels.shape[0]} rows for {batch} questions; pass one row each.")
-        vocabulary = self.get_output_embeddings().weight.shape[0]
-        if labels.numel() and int(labels.max()) >= vocabulary:
+        if labels.dim() != 2 or labels.shape[0] != batch:
             raise InputError(
-                f"labels hold the token {int(labels.max())}, but the generator knows {vocabulary}; make them with the "
-                "generator's tokenizer (tokenizer(text_target=…))."
+                f"labels has shape {tuple(labels.shape)} for {batch} questions; pass (B, T), one row each."
             )
+        vocabulary = self.get_output_embeddings().weight.shape[0]
+        _check_tokens("labels", labels[labels != IGNORED], vocabulary)
+        if decoder_input_ids is not None:
+            if decoder_input_ids.shape != labels.shape:
+                raise InputError(
+                    f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)} but labels {tuple(labels.shape)}; "
+                    "pass one input for each label."
+                )
+            _check_tokens("decoder_input_ids", decoder_input_ids, vocabulary)
         # Flattened here to (B·K, …): the generator knows nothing of passages.
         repeat = None if decoder_input_ids is None else decoder_input_ids.repeat_interleave(passages, dim=0)
         logits = self.adapter().logits(
@@ -257,6 +271,15 @@ class RagModel(RagPreTrainedModel):
             log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
             out.token_log_probs = log_probs.masked_fill(~out.scored.unsqueeze(1), 0.0)
         return out
+
+
+def _check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
+    wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if wrong.numel():
+        raise InputError(
+            f"{name} hold the token {int(wrong[0])}, but the generator knows {vocabulary}; make them with the "
+            "generator's tokenizer (tokenizer(text_target=…))."
+        )
 
 
 def _new_question_encoder(config: PreTrainedConfig) -> PreTrainedModel:

@@ -54,9 +54,21 @@ class RagConfig(TransformersRagConfig):
         return UNIT_LENGTH_SCALE if self.question_encoder_normalize else 1.0
 
     @property
+    def pooling(self) -> str:
+        """How the question encoder's states become a vector: as configured, else as its family does it."""
+        return self.question_encoder_pooling or ("pooler" if self.question_encoder.model_type == "dpr" else "mean")
+
+    @property
     def causal(self) -> bool:
         """Whether the generator is a causal language model."""
         return not self.generator.is_encoder_decoder
+
+    @property
+    def lowercases_questions(self) -> bool:
+        """Whether questions are lower-cased in contexts; see ``lowercase_questions``."""
+        if self.lowercase_questions is None:
+            return self.ragstone_version is None and bool(self.architectures)
+        return self.lowercase_questions
 
     def prompt_format(self) -> PromptFormat:
         """How contexts are written, and how long they may be: min(``max_combined_length``, model positions) tokens."""
@@ -66,12 +78,9 @@ class RagConfig(TransformersRagConfig):
         positions = getattr(reader, "max_position_embeddings", None)
         if positions is not None and self.causal:
             positions = max(positions - min(RESERVED_FOR_ANSWER, positions // 4), 1)
-        lowercase = self.lowercase_questions
-        if lowercase is None:
-            lowercase = self.ragstone_version is None and bool(self.architectures)
         return PromptFormat(
             max_length=min(self.max_combined_length, positions or self.max_combined_length),
-            lowercase_questions=lowercase,
+            lowercase_questions=self.lowercases_questions,
             prefix=self.prefix or getattr(self.generator, "prefix", None) or "",
             title_sep=self.title_sep,
             doc_sep=self.doc_sep,

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from ragstone.decoding import RagGenerateOutput, rag_sequence_generate, rag_token_generate
+from ragstone.decoding.marginal_search import option
 from ragstone.errors import InputError
 from ragstone.generators import EncodedContexts
 from ragstone.marginal import (
     label_log_probs,
     log_prior,
+    log_probs,
     marginal_next_token,
     mean_log_probs,
     mean_token_posterior,
@@ -104,8 +106,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         if labels is None:
             return out
         out.scored = scored = self.rag.scored_labels(labels)
-        log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
-        out.token_log_probs = log_probs.masked_fill(~scored.unsqueeze(1), 0.0)
+        of_labels = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
+        out.token_log_probs = of_labels.masked_fill(~scored.unsqueeze(1), 0.0)
         out.nll = loss = -self._log_likelihood(inputs.log_prior, out.token_log_probs, scored)
         if config.label_smoothing:
             loss = smoothed_loss(loss, self._uniform_nll(inputs.log_prior, logits, scored), config.label_smoothing)
@@ -152,11 +154,10 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         inputs = self.rag.prepare(
             input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs
         )
-        own = generation_config or self.generation_config
-        out = self._generate(
-            self.rag.encode_contexts(inputs), inputs.log_prior, own, {"generation_config": generation_config, **options}
-        )
-        wants = own.return_dict_in_generate if return_dict_in_generate is None else return_dict_in_generate
+        options = {"generation_config": generation_config, **options}
+        out = self._generate(self.rag.encode_contexts(inputs), inputs.log_prior, options)
+        asked = {**options, "return_dict_in_generate": return_dict_in_generate}
+        wants = option(self.rag.adapter(), asked, "return_dict_in_generate", False)
         return out if wants else out.sequences
 
     @staticmethod
@@ -180,10 +181,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         """p(z|x,y) (B, K) and, if the marginal is taken by token, (B, K, T)."""
 
     @abstractmethod
-    def _generate(
-        self, contexts: EncodedContexts, prior: Tensor, own: GenerationConfig, options: dict[str, Any]
-    ) -> RagGenerateOutput:
-        """Decode with the generator's ``own`` config where ``options`` say nothing."""
+    def _generate(self, contexts: EncodedContexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
+        """Decode; the generator's own generation config decides what ``options`` leave open."""
 
 
 @final
@@ -196,7 +195,7 @@ class RagSequenceForGeneration(RagForGeneration):
 
     @staticmethod
     def _log_probs(prior: Tensor, logits: Tensor) -> Tensor:
-        return logits.float().log_softmax(dim=-1)
+        return log_probs(logits)
 
     @staticmethod
     def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
@@ -206,21 +205,12 @@ class RagSequenceForGeneration(RagForGeneration):
     def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
         return sequence_posterior(prior, token_log_probs, scored), None
 
-    def _generate(
-        self, contexts: EncodedContexts, prior: Tensor, own: GenerationConfig, options: dict[str, Any]
-    ) -> RagGenerateOutput:
-        def option(name: str, default: Any) -> Any:
-            given = options.pop(name, None)
-            return given if given is not None else getattr(own, name, None) or default
-
+    def _generate(self, contexts: EncodedContexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
         deduplicate = options.pop("do_deduplication", None)
         return rag_sequence_generate(
             self.rag.adapter(),
             contexts,
             prior,
-            num_return_sequences=option("num_return_sequences", 1),
-            num_beams=option("num_beams", 1),
-            do_sample=option("do_sample", False),
             deduplicate=self.config.do_deduplication if deduplicate is None else deduplicate,
             **options,
         )
@@ -237,8 +227,8 @@ class RagTokenForGeneration(RagForGeneration):
     @staticmethod
     def _log_probs(prior: Tensor, logits: Tensor) -> Tensor:
         batch, passages, length, vocabulary = logits.shape
-        log_probs = logits.float().log_softmax(dim=-1).view(batch, passages, length * vocabulary)
-        return marginal_next_token(prior, log_probs).view(batch, length, vocabulary)
+        flat = log_probs(logits).view(batch, passages, length * vocabulary)
+        return marginal_next_token(prior, flat).view(batch, length, vocabulary)
 
     @staticmethod
     def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
@@ -249,7 +239,5 @@ class RagTokenForGeneration(RagForGeneration):
     def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
         return mean_token_posterior(prior, token_log_probs, scored)
 
-    def _generate(
-        self, contexts: EncodedContexts, prior: Tensor, own: GenerationConfig, options: dict[str, Any]
-    ) -> RagGenerateOutput:
+    def _generate(self, contexts: EncodedContexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
         return rag_token_generate(self.rag.adapter(), contexts, prior, **options)

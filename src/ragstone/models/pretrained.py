@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ragstone import local
 from ragstone.encoders import load_backbone, read_encoder_settings
+from ragstone.encoders.checkpoint import quiet
 from ragstone.encoders.precision import parse_dtype
 from ragstone.errors import InputError, ModelError
 from ragstone.models.configuration import RagConfig
@@ -54,11 +56,13 @@ class RagPreTrainedModel(PreTrainedModel):
             generator_pretrained_model_name_or_path: any seq2seq or causal language model name or folder, or ``"local"``.
             retriever: see :class:`ragstone.RagRetriever`.
             device, dtype: of both models.
-            kwargs: fields of :class:`ragstone.RagConfig`, or ``question_encoder_model=`` / ``generator_model=``, parts that
-                are built already. A field of the part's own config takes the prefix ``question_encoder_`` or ``generator_``.
+            kwargs: fields of :class:`ragstone.RagConfig`, or a whole one as ``config=``; ``question_encoder_model=`` and
+                ``generator_model=``, parts that are built already. What else begins with ``question_encoder_`` or
+                ``generator_`` goes, without that prefix, to the ``from_pretrained`` of the part.
 
         Raises:
             ModelError: a part is missing, damaged or of a kind that does not fit.
+            TypeError: an option that nobody takes.
         """
         known = RagConfig.__dataclass_fields__
         parts = {
@@ -69,29 +73,56 @@ class RagPreTrainedModel(PreTrainedModel):
             }
             for side in ("question_encoder", "generator")
         }
-        unknown = sorted(set(kwargs) - set(known) - {"config"})
+        question_encoder, generator = (
+            parts["question_encoder"].pop("model", None),
+            parts["generator"].pop("model", None),
+        )
+        config = kwargs.pop("config", None)
+        unknown = set(kwargs) - set(known if config is None else ())
+        for side, model in (("question_encoder", question_encoder), ("generator", generator)):
+            unknown |= {f"{side}_{name}" for name in parts[side]} if model is not None else set()
         if unknown:
             raise TypeError(
-                f"{cls.__name__} has no option {', '.join(unknown)}; see RagConfig for the fields it takes."
+                f"{cls.__name__} has no option {', '.join(sorted(unknown))}; it takes fields of RagConfig (not beside "
+                "config=) and options of parts that are not built yet."
             )
-        encoder_name = question_encoder_pretrained_model_name_or_path
-        question_encoder = parts["question_encoder"].pop("model", None)
         if question_encoder is None:
-            question_encoder = load_backbone(_named(encoder_name, "question encoder"), **parts["question_encoder"])
-            settings = read_encoder_settings(_named(encoder_name, "question encoder"))
+            name = _named(question_encoder_pretrained_model_name_or_path, "question encoder")
+            question_encoder = load_backbone(name, **parts["question_encoder"])
+            settings = read_encoder_settings(name)
             kwargs.setdefault("question_encoder_pooling", settings.pooling)
             kwargs.setdefault("question_encoder_normalize", settings.normalize)
             kwargs.setdefault("question_prompt", settings.question_prompt)
-        generator = parts["generator"].pop("model", None)
         if generator is None:
             name = _named(generator_pretrained_model_name_or_path, "generator")
             generator = _load_generator(name, **parts["generator"])
-        config = kwargs.pop("config", None)
         if config is None:
             config = new_config(question_encoder, generator, **kwargs)
         model = cls(config, question_encoder=question_encoder, generator=generator, retriever=retriever)
         model.eval()
-        return model.to(device=device, dtype=parse_dtype(dtype)) if device or dtype else model
+        if device is not None or dtype is not None:
+            model.to(device=device, dtype=parse_dtype(dtype))
+        return model
+
+    @classmethod
+    def from_pretrained(cls: type[Model], name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint of either model class, written by Ragstone or transformers; see ``PreTrainedModel``.
+
+        Raises:
+            ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        try:
+            model, report = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"The checkpoint {str(name_or_path)!r} cannot be loaded: {error}") from error
+        missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
+        if missing:
+            raise ModelError(
+                f"The checkpoint {str(name_or_path)!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
+                "it is damaged, or no RAG checkpoint."
+            )
+        return (model, report) if wants_report else model
 
     @property
     def question_encoder(self) -> Any:
@@ -148,6 +179,8 @@ class RagPreTrainedModel(PreTrainedModel):
         """Write ``config.json``, ``generation_config.json`` and safetensors weights; see ``PreTrainedModel``."""
         from ragstone import __version__
 
+        # A checkpoint of transformers stays uncased when it is saved as one of ours.
+        self.config.lowercase_questions = self.config.lowercases_questions
         self.config.ragstone_version = __version__
         super().save_pretrained(save_directory, **kwargs)
 
@@ -185,8 +218,17 @@ def _named(name: str | Path | None, part: str) -> str:
 def _load_generator(name: str, **kwargs: Any) -> PreTrainedModel:
     name = local.resolve(name, "generator")
     try:
-        config = AutoConfig.from_pretrained(name)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return auto.from_pretrained(name, **{"config": config, **kwargs})
-    except (OSError, ValueError, RuntimeError) as error:
+        with quiet():
+            config, kwargs = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
+            auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model, report = auto.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+    except TypeError:  # an option that the model does not know
+        raise
+    except Exception as error:
         raise ModelError(f"The generator {name!r} cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{name!r} lacks {len(report['missing_keys'])} weights of a {type(model).__name__}, such as "
+            f"{min(report['missing_keys'])!r}, and these would be random; give a checkpoint of a generator."
+        )
+    return model

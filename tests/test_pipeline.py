@@ -1,0 +1,193 @@
+"""RagPipeline: a question in, an answer with its evidence out."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ragstone import Evidence, KnowledgeBase, Passage, RagPipeline
+from ragstone.errors import InputError, ModelError
+from ragstone.testing import TOY_PASSAGES, tiny_rag, toy_passages
+
+TEXTS = [text for _, text in TOY_PASSAGES]
+FAMILIES = ["bart", "t5", "llama"]
+
+
+@pytest.fixture(params=[(m, k) for m in ("token", "sequence") for k in FAMILIES], ids="-".join)
+def rag(request, tmp_path):
+    model, tokenizer = tiny_rag(*request.param, seed=3, n_docs=3)
+    base = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=16)
+    pipeline = RagPipeline(model, tokenizer, base)
+    base.add(toy_passages(), vectors=pipeline.retriever.encode_passages(toy_passages()))
+    return pipeline
+
+
+@pytest.fixture
+def bare():
+    return RagPipeline(*tiny_rag("token", "bart", n_docs=3))
+
+
+def test_an_answer_holds_its_evidence(rag):
+    answer = rag("who wrote hamlet?", max_new_tokens=6)
+    assert len(answer.passages) == 3
+    assert all(isinstance(e, Evidence) for e in answer.passages)
+    assert sum(e.prior for e in answer.passages) == pytest.approx(1, abs=1e-5)
+    assert sum(e.posterior for e in answer.passages) == pytest.approx(1, abs=1e-5)
+    assert answer.token_posteriors.shape == (3, len(answer.tokens))
+    np.testing.assert_allclose(answer.token_posteriors.sum(axis=0), 1, atol=1e-5)
+    scores = torch.tensor([e.score for e in answer.passages])
+    np.testing.assert_allclose([e.prior for e in answer.passages], scores.softmax(0), atol=1e-5)
+    assert answer.passages[0].score == max(e.score for e in answer.passages)
+    if rag.method == "token":
+        mean = answer.token_posteriors.mean(axis=1)
+        np.testing.assert_allclose([e.posterior for e in answer.passages], mean, atol=1e-5)
+    json.dumps(answer.to_dict())
+
+
+def test_log_prob_is_that_of_the_answer_s_own_tokens(rag):
+    answer = rag("how high is everest?", max_new_tokens=6)
+    prepared = rag._prepare(["how high is everest?"], 3, "dense", None, "dense", None)
+    out = rag.model.generate(**prepared.inputs, max_new_tokens=6, return_dict_in_generate=True)
+    labels = rag.model.rag.adapter().labels_of(out.sequences)
+    forward = rag.model(**prepared.inputs, labels=labels[:, : len(answer.tokens)])
+    assert answer.log_prob == pytest.approx(-float(forward.nll), abs=1e-4)
+
+
+def test_score_of_any_string_equals_the_model_s_own(rag):
+    answer = rag("who wrote hamlet?", max_new_tokens=4)
+    score = answer.score_of("Shakespeare")
+    prepared = rag._prepare(["who wrote hamlet?"], 3, "dense", None, "dense", None)
+    labels = rag.tokenizer(text_target=["Shakespeare"], return_tensors="pt")["labels"]
+    out = rag.model(**prepared.inputs, labels=labels)
+    assert score.log_prob == pytest.approx(-float(out.nll), rel=1e-5)
+    np.testing.assert_allclose(score.posterior, rag.model.posteriors(out)[0][0].tolist(), atol=1e-5)
+    assert sum(score.posterior) == pytest.approx(1, abs=1e-5)
+    assert answer.score_of("") != score
+
+
+def test_a_list_in_is_a_list_out_and_batching_changes_nothing(rag):
+    questions = [f"what is {title}?" for title, _ in TOY_PASSAGES] + ["pi?"]  # more than one batch
+    together = rag(questions, max_new_tokens=5)
+    for question, answer in zip(questions, together, strict=True):
+        alone = rag(question, max_new_tokens=5)
+        assert answer.question == question
+        assert answer.text == alone.text
+        assert answer.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+
+
+def test_passages_of_one_s_own_need_no_knowledge_base(bare):
+    kinds = [TEXTS[0], {"title": "Everest", "text": TEXTS[1]}, Passage("mine", "Plants", TEXTS[2])]
+    answer = bare("who wrote hamlet?", passages=kinds, max_new_tokens=4)
+    assert [e.passage.text for e in answer.passages] == TEXTS[:3]
+    assert answer.passages[2].passage.id == "mine"
+    with pytest.raises(InputError, match="nothing to search"):
+        bare("who wrote hamlet?")
+
+
+def test_passages_for_several_questions(bare):
+    both = bare(["hamlet?", "everest?"], passages=TEXTS[:2], max_new_tokens=3)
+    assert [len(a.passages) for a in both] == [2, 2]
+    each = bare(["hamlet?", "everest?"], passages=[TEXTS[:1], TEXTS[1:4]], max_new_tokens=3)
+    assert [len(a.passages) for a in each] == [1, 3]
+    alone = bare("hamlet?", passages=TEXTS[:1], max_new_tokens=3)
+    assert each[0].text == alone.text
+    assert each[0].log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+    with pytest.raises(InputError, match="1 lists for 2 questions"):
+        bare(["hamlet?", "everest?"], passages=[TEXTS[:1]])
+    with pytest.raises(InputError, match="empty"):
+        bare("hamlet?", passages=[])
+    with pytest.raises(InputError, match="pass a list"):
+        bare("hamlet?", passages="Hamlet is a play.")
+
+
+def test_searches_and_priors(rag):
+    for search in ("dense", "exact", "keyword", "hybrid"):
+        answer = rag("capital of France", search=search, k=2, max_new_tokens=3)
+        assert sum(e.prior for e in answer.passages) == pytest.approx(1, abs=1e-5)
+    keyword = rag("capital of France", search="keyword", k=2, max_new_tokens=3)
+    assert keyword.passages[0].passage.title == "Paris"
+    # s is q·d of the fetched vectors, whatever found them …
+    dense = rag("capital of France", k=len(TOY_PASSAGES), max_new_tokens=3)
+    by_id = {e.passage.id: e.score for e in dense.passages}
+    assert keyword.passages[0].score == pytest.approx(by_id[keyword.passages[0].passage.id], abs=1e-4)
+    # … unless the search's own scores are asked for.
+    own = rag("capital of France", search="keyword", prior="search", k=2, max_new_tokens=3)
+    hits = rag.knowledge_base.search("capital of France", k=2, search="keyword")
+    assert [e.score for e in own.passages] == pytest.approx([h.score for h in hits], abs=1e-5)
+    only = rag("capital of France", where="title = 'Pi'", max_new_tokens=3)
+    assert [e.passage.title for e in only.passages] == ["Pi"]
+
+
+def test_several_answers_come_best_first(rag):
+    answer = rag("who wrote hamlet?", num_beams=3, num_return_sequences=3, max_new_tokens=4)
+    assert len(answer.alternatives) == 2
+    if rag.method == "sequence":
+        ranked = [answer.log_prob, *(a.log_prob for a in answer.alternatives)]
+        assert ranked == sorted(ranked, reverse=True)
+
+
+def test_a_stream_joined_is_the_answer(rag):
+    answer = rag("who wrote hamlet?", max_new_tokens=6)
+    pieces = list(rag.stream("who wrote hamlet?", max_new_tokens=6))
+    assert "".join(pieces).strip() == answer.text
+    with pytest.raises(InputError, match="empty"):
+        list(rag.stream(" "))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"k": 0}, InputError),
+        ({"search": "psychic"}, InputError),
+        ({"prior": "uniform"}, InputError),
+        ({"max_new_tokenz": 3}, TypeError),
+        ({"where": "no such column = 1"}, InputError),
+        ({"where": "title = 'nowhere'"}, InputError),
+    ],
+)
+def test_options_that_do_not_fit_are_named(rag, options, error):
+    with pytest.raises(error) as caught:
+        rag("who wrote hamlet?", **options)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_empty_questions_are_refused_and_odd_ones_are_not(rag):
+    for question in ("", "   "):
+        with pytest.raises(InputError, match="empty"):
+            rag(question)
+    for question in ("𝔘𝔫𝔦𝔠𝔬𝔡𝔢 🦙 {passage} %s \x00", "x" * 3000, "¿quién escribió «Hamlet»?"):
+        try:
+            assert rag(question, max_new_tokens=2).question == question
+        except InputError as error:  # a question that alone fills the context is refused by name
+            assert "alone fills" in str(error)
+
+
+def test_saved_pipelines_load_with_their_class_and_another(rag, tmp_path):
+    folder = tmp_path / "saved"
+    rag.model.save_pretrained(folder)
+    rag.tokenizer.save_pretrained(folder)
+    again = RagPipeline.from_pretrained(folder, knowledge_base=tmp_path / "kb", dtype="float32")
+    assert again.method == rag.method
+    first, second = rag("hamlet?", max_new_tokens=4), again("hamlet?", max_new_tokens=4)
+    assert (first.text, first.log_prob) == (second.text, pytest.approx(second.log_prob, abs=1e-4))
+    assert dataclasses.asdict(first.passages[0].passage) == dataclasses.asdict(second.passages[0].passage)
+    other = "sequence" if rag.method == "token" else "token"
+    switched = RagPipeline.from_pretrained(folder, knowledge_base=tmp_path / "kb", method=other)
+    assert switched.method == other
+    assert switched("hamlet?", max_new_tokens=4).text is not None
+
+
+def test_broken_checkpoints_get_one_sentence(rag, tmp_path):
+    folder = tmp_path / "saved"
+    with pytest.raises(ModelError, match="nowhere"):
+        RagPipeline.from_pretrained(tmp_path / "nowhere")
+    rag.model.save_pretrained(folder)
+    rag.tokenizer.save_pretrained(folder)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="saved"):
+        RagPipeline.from_pretrained(folder)
+    with pytest.raises(InputError, match="method"):
+        RagPipeline.from_pretrained(folder, method="both")
