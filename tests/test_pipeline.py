@@ -157,11 +157,10 @@ def test_empty_questions_are_refused_and_odd_ones_are_not(rag):
     for question in ("", "   "):
         with pytest.raises(InputError, match="empty"):
             rag(question)
-    for question in ("𝔘𝔫𝔦𝔠𝔬𝔡𝔢 🦙 {passage} %s \x00", "x" * 3000, "¿quién escribió «Hamlet»?"):
-        try:
-            assert rag(question, max_new_tokens=2).question == question
-        except InputError as error:  # a question that alone fills the context is refused by name
-            assert "alone fills" in str(error)
+    for question in ("𝔘𝔫𝔦𝔠𝔬𝔡𝔢 🦙 {passage} %s \x00", "¿quién escribió «Hamlet»?"):
+        assert rag(question, max_new_tokens=2).question == question
+    with pytest.raises(InputError, match="alone fills"):
+        rag("x" * 5000)
 
 
 def test_saved_pipelines_load_with_their_class_and_another(rag, tmp_path):

@@ -195,9 +195,12 @@ def test_encoder_of_last_resort_warns_once_for_dpr(caplog):
     ],
 )
 def test_unusable_indexes_get_one_sentence(model_and_tokenizer, index, message):
-    with pytest.raises(InputError, match=message):
+    def retrieve():
         retriever = retriever_of(*model_and_tokenizer, index, passage_encoder=ToyEncoder(4))
         retriever.retrieve(np.ones((1, 8), np.float32), 2)
+
+    with pytest.raises(InputError, match=message):
+        retrieve()
 
 
 def test_a_dataset_must_have_its_columns():
@@ -206,6 +209,6 @@ def test_a_dataset_must_have_its_columns():
     model, tokenizer = tiny_rag("token", "bart")
     with pytest.raises(InputError, match="no column embeddings"):
         retriever_of(model, tokenizer, Dataset.from_dict({"title": ["a"], "text": ["b"]}))
+    broken = Dataset.from_dict({"title": ["a"], "text": ["b"], "embeddings": [[float("nan")] * 16]})
     with pytest.raises(InputError, match="finite"):
-        broken = {"title": ["a"], "text": ["b"], "embeddings": [[float("nan")] * 16]}
-        retriever_of(model, tokenizer, Dataset.from_dict(broken))
+        retriever_of(model, tokenizer, broken)

@@ -1,13 +1,13 @@
 """The tree of errors. A message names the value that is wrong and the remedy, in one sentence.
 
-    RagstoneError
-    ├── InputError            an argument, question, option or file that cannot be used (also a ValueError)
-    │   └── DocumentError     a file that cannot be read as text
-    ├── KnowledgeBaseError    a knowledge base that is missing, damaged, of a newer format, or fits no request
-    │   ├── EncoderMismatchError   vectors of one encoder met questions of another
-    │   └── LockedError       another process is writing
-    ├── ModelError            a model, tokenizer or checkpoint that cannot be loaded or does not fit
-    └── MissingExtraError     an optional package is not installed (also an ImportError)
+RagstoneError
+├── InputError            an argument, question, option or file that cannot be used (also a ValueError)
+│   └── DocumentError     a file that cannot be read as text
+├── KnowledgeBaseError    a knowledge base that is missing, damaged, of a newer format, or fits no request
+│   ├── EncoderMismatchError   vectors of one encoder met questions of another
+│   └── LockedError       another process is writing
+├── ModelError            a model, tokenizer or checkpoint that cannot be loaded or does not fit
+└── MissingExtraError     an optional package is not installed (also an ImportError)
 """
 
 from __future__ import annotations

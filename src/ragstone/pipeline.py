@@ -160,7 +160,11 @@ class RagPipeline:
         self.tokenizer = tokenizer
         index: Any = KnowledgeBase.open(knowledge_base) if isinstance(knowledge_base, str | Path) else knowledge_base
         self.retriever = RagRetriever(
-            model.config, tokenizer.question_encoder, tokenizer.generator, [] if index is None else index, passage_encoder
+            model.config,
+            tokenizer.question_encoder,
+            tokenizer.generator,
+            [] if index is None else index,
+            passage_encoder,
         )
         model.set_retriever(self.retriever)
 
@@ -336,9 +340,7 @@ class RagPipeline:
             )
         passages = [[hit.passage for hit in row] for row in hits]
         contexts = self.retriever.contexts(questions, passages, k)
-        return _Prepared(
-            questions, passages, contexts.input_ids.to(device), contexts.attention_mask.to(device), scores
-        )
+        return _Prepared(questions, passages, contexts.input_ids.to(device), contexts.attention_mask.to(device), scores)
 
     def _encode_given(self, given: list[list[Passage]]) -> list[list[Hit]]:
         """Vectors of the passages that the caller brought, each encoded once."""
@@ -358,7 +360,9 @@ class RagPipeline:
         """Row ``row`` of the output as an answer to question ``b``."""
         from ragstone.decoding.scoring import predicted_tokens
 
-        assert out.sequences is not None and out.log_probs is not None and out.posteriors is not None
+        assert out.sequences is not None
+        assert out.log_probs is not None
+        assert out.posteriors is not None
         generator = self.tokenizer.generator
         labels, counts = predicted_tokens(self.model.rag.adapter(), out.sequences[row : row + 1])
         tokens = labels[0][counts[0]].tolist()

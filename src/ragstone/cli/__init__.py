@@ -33,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except typer.BadParameter.__mro__[2] as error:  # click's ClickException, wherever this typer keeps its click
+    except Exception as error:
+        # click's usage errors, known by what they can do: typer keeps a click of its own in some versions.
+        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
+            raise
         error.show()
         return int(error.exit_code)
 

@@ -157,7 +157,7 @@ def ask(
     if passages and question is None:
         kb, question = None, kb
     if kb is None and not passages:
-        raise InputError("Name a knowledge base (ragstone ask DIR \"…\"), or files to read with --passages.")
+        raise InputError('Name a knowledge base (ragstone ask DIR "…"), or files to read with --passages.')
     options: dict[str, Any] = {"k": k, "search": how.value, "where": where, "decode": decode.value}
     answer_questions(
         kb,

@@ -39,7 +39,9 @@ def print_answer(answer: Any, *, explain: bool) -> None:
         return
     length = len(answer.tokens)
     per_token = f", {math.exp(answer.log_prob / length):.0%} a token" if length else ""
-    out.print(f"[dim]RAG-{answer.method.title()}, log p(y|x) = {answer.log_prob:.2f} over {length} tokens{per_token}[/]\n")
+    out.print(
+        f"[dim]RAG-{answer.method.title()}, log p(y|x) = {answer.log_prob:.2f} over {length} tokens{per_token}[/]\n"
+    )
     _print_passages(answer)
     if answer.method == "token" and answer.tokens:
         _print_tokens(answer)

@@ -79,13 +79,12 @@ def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: 
     for name, reason in _UNSUPPORTED.items():
         if not _is_neutral(option(generator, options, name)):
             raise InputError(f"generate({name}=…) cannot be used here: {reason}; leave it out.")
-    # Caching is always on, the dictionary is unpacked by the caller, and there is no prompt to mask.
+    # The loop needs no attention mask, caching is always on, and the dictionary is unpacked by the caller.
     options = {k: v for k, v in options.items() if k not in ("attention_mask", "use_cache", "return_dict_in_generate")}
     empty = torch.zeros(log_prior.shape[0], 0, 1, device=log_prior.device)
     if generator.start_token_id is None:
         # An empty prompt embedding is transformers' own way to say that nothing precedes the new tokens.
         options["inputs_embeds"] = empty
-        options["attention_mask"] = empty.squeeze(-1)  # without one it warns of prompts that end in padding
     else:
         options["encoder_outputs"] = BaseModelOutput(last_hidden_state=empty)
         options.setdefault("decoder_start_token_id", generator.start_token_id)
@@ -174,6 +173,10 @@ class _MarginalModel(GenerationMixin):
     def get_experts_implementation(self) -> dict[str, str]:
         return {}
 
+    def _prepare_special_tokens(self, generation_config: Any, has_mask: bool | None = None, **options: Any) -> None:
+        # There is no prompt to mask; told otherwise, the loop warns of padding that is EOS.
+        super()._prepare_special_tokens(generation_config, True, **options)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -181,7 +184,6 @@ class _MarginalModel(GenerationMixin):
         past_key_values: _MarginalState | None = None,
         log_prior: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
         use_cache: bool = True,
         is_first_iteration: bool = False,

@@ -125,10 +125,28 @@ def _search(
     part = contexts if len(rows) == contexts.rows else contexts.select(rows)
     sequences = _search_rows(generator, part, rows // passages, options)
     found: dict[int, list[tuple[Hypothesis, int]]] = {question: [] for question in questions}
-    owners = rows.repeat_interleave(num_beams).tolist()
-    for row, hypothesis in zip(owners, _hypotheses(generator, sequences), strict=True):
-        found[row // passages].append((hypothesis, row % passages))
+    constraint, prompt = options.get("prefix_allowed_tokens_fn"), _prompt_length(generator, options)
+    for n, hypothesis in enumerate(_hypotheses(generator, sequences)):
+        question, passage = divmod(int(rows[n // num_beams]), passages)
+        # Where a constraint allows fewer strings than there are beams, the loop fills up with strings of its own.
+        if constraint is None or _obeys(constraint, question, hypothesis, prompt):
+            found[question].append((hypothesis, passage))
     return found
+
+
+def _prompt_length(generator: Generator, options: dict[str, Any]) -> int:
+    """How many tokens of a sequence were given: the start token, and what the caller wants to go on from."""
+    given, start = options.get("decoder_input_ids"), generator.start_token_id
+    if given is None:
+        return 0 if start is None else 1
+    return int(given.shape[1]) + int(bool((given[:, 0] != start).all()))  # the loop puts the start token before it
+
+
+def _obeys(constraint: Callable[[int, Tensor], list[int]], question: int, hypothesis: Hypothesis, prompt: int) -> bool:
+    """Whether a hypothesis says something, and nothing that the constraint forbids."""
+    tokens = torch.tensor(hypothesis)
+    new = range(prompt, len(hypothesis))
+    return len(new) > 0 and all(hypothesis[t] in constraint(question, tokens[:t]) for t in new)
 
 
 def _sample(

@@ -37,7 +37,8 @@ class PromptFormat:
 
     ``prefix``, ``title_sep`` and ``doc_sep`` shape the context of a seq2seq generator; ``system``, ``passage`` and
     ``question`` that of a causal one, where ``{passage}`` stands for title and text and ``{question}`` for the question.
-    ``passage`` ends with its placeholder: what follows a passage belongs to ``question``, which is never cut.
+    ``passage`` ends with its placeholder: what follows a passage belongs to ``question``, which is never cut. ``answer`` is
+    what the model's own turn begins with.
     ``max_length`` is in tokens of the whole context.
     """
 
@@ -49,6 +50,7 @@ class PromptFormat:
     system: str = ""
     passage: str = "{passage}"
     question: str = "\n\nQuestion: {question}\nAnswer:"
+    answer: str = ""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -183,7 +185,8 @@ class ContextBuilder:
             if passage
         ]
         tails = {
-            question: self.form.question.replace("{question}", self._plain(question)) + after for question, _ in pairs
+            question: self.form.question.replace("{question}", self._plain(question)) + after + self.form.answer
+            for question, _ in pairs
         }
         head_ids = iter(self._tokenize(heads, special=False))
         tail_ids = dict(zip(tails, self._tokenize(list(tails.values()), special=False), strict=True))

@@ -149,6 +149,7 @@ class RagPreTrainedModel(PreTrainedModel):
     # save_pretrained and from_pretrained carry it along.
     @property
     def generation_config(self) -> Any:
+        """The generator's."""
         rag = self._modules.get("rag", self)
         generator = rag._modules.get("generator") if rag is not None else None
         return getattr(generator, "generation_config", None)
@@ -186,6 +187,7 @@ class RagPreTrainedModel(PreTrainedModel):
 
 
 def new_config(question_encoder: PreTrainedModel, generator: PreTrainedModel, **fields: Any) -> RagConfig:
+    """The config of a model put together from two parts; ``fields`` as in :class:`ragstone.RagConfig`."""
     from ragstone import __version__
 
     causal = not generator.config.is_encoder_decoder

@@ -1,0 +1,207 @@
+"""What every result promises: exact probabilities, posteriors that sum to 1, no trace of the batch it came in."""
+
+import logging
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from ragstone.marginal import IGNORED
+
+SEARCHES = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 3},
+    "samples": {"do_sample": True, "num_return_sequences": 3},
+    "penalised": {"num_beams": 2, "length_penalty": 3.0, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2},
+}
+FAST = {"fast": {"num_beams": 2, "num_return_sequences": 2, "decode": "fast"}}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def run(case, **options):
+    torch.manual_seed(0)
+    return case.model.generate(**case.inputs, return_dict_in_generate=True, max_new_tokens=5, **options)
+
+
+def searches(method):
+    return SEARCHES | (FAST if method == "sequence" else {})
+
+
+def test_probabilities_and_posteriors_are_those_of_the_definition(case, method, kind):
+    one = case(method, kind)
+    for name, options in searches(method).items():
+        out = run(one, **options)
+        copies = len(out.sequences) // 2
+        for row, sequence in enumerate(out.sequences.tolist()):
+            b, tokens = row // copies, one.labels(sequence)
+            assert float(out.log_probs[row]) == pytest.approx(one.log_prob(b, tokens), abs=1e-4), name
+            torch.testing.assert_close(out.posteriors[row].double(), one.posterior(b, tokens), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.posteriors.sum(dim=1), torch.ones(len(out.sequences)))
+
+
+def test_probabilities_and_posteriors_are_those_of_forward(case, method, kind):
+    """Every sequence, given back as labels, gets the NLL and the posteriors that generating it reported."""
+    one = case(method, kind)
+    for options in searches(method).values():
+        out = run(one, **options)
+        copies = len(out.sequences) // 2
+        for row, sequence in enumerate(out.sequences.tolist()):
+            labels = torch.tensor([one.labels(sequence)])
+            alone = one.of(row // copies)
+            with torch.no_grad():
+                scored = one.model(**alone.inputs, labels=labels)
+            torch.testing.assert_close(scored.nll, -out.log_probs[row : row + 1], **CLOSE)
+            posteriors, by_token = one.model.posteriors(scored)
+            torch.testing.assert_close(posteriors[0], out.posteriors[row], **CLOSE)
+            if method == "token":
+                length = labels.shape[1]
+                torch.testing.assert_close(by_token[0], out.token_posteriors[row, :, :length], **CLOSE)
+                assert out.token_posteriors[row, :, length:].abs().sum() == 0
+            torch.testing.assert_close(
+                scored.token_log_probs[0], out.token_log_probs[row, :, : labels.shape[1]], **CLOSE
+            )
+
+
+@pytest.mark.parametrize("search", [*(name for name in SEARCHES if name != "samples"), "fast"])
+def test_a_question_gets_the_same_answer_in_any_batch(case, method, kind, search):
+    if search not in searches(method):
+        pytest.skip("RAG-Token has no fast decoding")
+    one = case(method, kind, batch=4)
+    options = searches(method)[search]
+    out = run(one, **options)
+    copies = len(out.sequences) // 4
+    for b in range(4):
+        alone = run(one.of(b), **options)
+        rows = slice(b * copies, (b + 1) * copies)
+        assert [one.labels(s) for s in out.sequences[rows].tolist()] == [
+            one.labels(s) for s in alone.sequences.tolist()
+        ]
+        torch.testing.assert_close(out.log_probs[rows], alone.log_probs, **CLOSE)
+        torch.testing.assert_close(out.posteriors[rows], alone.posteriors, **CLOSE)
+
+
+def test_a_neighbour_that_needs_a_wider_search_changes_nothing(case):
+    """Three passages often find two hypotheses, one passage never does: its search is widened, its neighbours' is not."""
+    one = case("sequence", "gpt2", batch=6, seed=1)
+    one.inputs["doc_scores"][5, 1:] = -torch.inf
+    out = run(one, num_return_sequences=2)
+    for b in range(6):
+        alone = run(one.of(b), num_return_sequences=2)
+        assert [one.labels(s) for s in out.sequences[2 * b : 2 * b + 2].tolist()] == [
+            one.labels(s) for s in alone.sequences.tolist()
+        ]
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_padding_of_contexts_changes_nothing(case, method, kind, padding):
+    one = case(method, kind)
+    wide = {**one.inputs}
+    for name in ("context_input_ids", "context_attention_mask"):
+        left = torch.nn.functional.pad(one.inputs[name], (padding, 0))
+        wide[name] = torch.nn.functional.pad(left, (0, 4))
+    expected, ours = (
+        one.model.generate(**inputs, max_new_tokens=4, num_beams=2, return_dict_in_generate=True)
+        for inputs in (one.inputs, wide)
+    )
+    assert torch.equal(ours.sequences, expected.sequences)
+    torch.testing.assert_close(ours.log_probs, expected.log_probs, **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
+def test_every_context_is_encoded_once(case, method, kind, options):
+    one = case(method, kind)
+    generator = one.model.generator
+    reader = generator.get_encoder() if generator.config.is_encoder_decoder else generator
+    width, read = int(one.inputs["context_attention_mask"].sum(dim=1).max()), []
+
+    def hook(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] >= width:
+            read.append(tuple(kwargs["input_ids"].shape))
+
+    handle = reader.register_forward_pre_hook(hook, with_kwargs=True)
+    run(one, **options)
+    handle.remove()
+    assert read == [(6, width)]
+
+
+def test_always_as_many_rows_as_asked_for(case, method, kind):
+    one = case(method, kind)
+    for options in ({"num_beams": 4, "num_return_sequences": 4}, {"do_sample": True, "num_return_sequences": 5}):
+        out = run(one, **options)
+        rows = 2 * options["num_return_sequences"]
+        assert {len(value) for value in (out.sequences, out.log_probs, out.posteriors)} == {rows}
+
+
+def test_only_the_sequences_are_returned_unless_more_is_asked_for(case, method):
+    one = case(method)
+    plain = one.model.generate(**one.inputs, max_new_tokens=5)
+    assert torch.equal(plain, run(one).sequences)
+    config = GenerationConfig(return_dict_in_generate=True, max_new_tokens=5)
+    assert torch.equal(one.model.generate(**one.inputs, generation_config=config).sequences, plain)
+
+
+@pytest.mark.parametrize("kind", ["bart", "llama"])
+def test_the_generators_generation_config_is_taken_over(case, method, kind):
+    one = case(method, kind)
+    by_hand = run(one, num_beams=3, num_return_sequences=2, min_new_tokens=4, forced_eos_token_id=one.eos)
+    own = one.model.generator.generation_config
+    own.num_beams, own.num_return_sequences, own.min_new_tokens = 3, 2, 4
+    own.forced_eos_token_id = one.eos
+    assert one.model.generation_config is own
+    taken = run(one)
+    assert torch.equal(taken.sequences, by_hand.sequences)
+    torch.testing.assert_close(taken.log_probs, by_hand.log_probs)
+    # An option beats a config that is passed, and that one beats the generator's own where it says anything.
+    passed = run(one, generation_config=GenerationConfig(num_return_sequences=3))
+    assert len(passed.sequences) == 6
+    torch.testing.assert_close(passed.log_probs.view(2, 3)[:, 0], by_hand.log_probs.view(2, 2)[:, 0])
+    assert (
+        len(run(one, generation_config=GenerationConfig(num_return_sequences=3), num_return_sequences=1).sequences) == 2
+    )
+
+
+def test_forced_tokens_are_written(case, method):
+    one = case(method, "bart")
+    out = run(one, forced_bos_token_id=7, forced_eos_token_id=2)
+    assert (out.sequences[:, 1] == 7).all()
+    for sequence in out.sequences.tolist():
+        assert one.labels(sequence)[-1] == 2
+
+
+def test_the_generation_config_is_saved_and_loaded(case, method, tmp_path):
+    one = case(method, "bart")
+    one.model.generation_config.update(num_beams=3, forced_bos_token_id=7, max_new_tokens=4)
+    one.model.save_pretrained(tmp_path)
+    loaded = type(one.model).from_pretrained(tmp_path)
+    assert loaded.generation_config.to_dict() == one.model.generation_config.to_dict()
+    assert torch.equal(loaded.generate(**one.inputs), one.model.generate(**one.inputs))
+    assert loaded.generator.generation_config.forced_bos_token_id == 7
+
+
+def test_generated_padding_is_scored_like_padding_in_labels(case, method):
+    """A model may write its padding token; forward never scores it, so neither do results."""
+    one = case(method, "bart")
+    out = run(one, prefix_allowed_tokens_fn=lambda b, tokens: [7] if len(tokens) % 2 else [1])
+    assert out.sequences[0].tolist() == [2, 7, 1, 7, 1, 7]
+    labels = out.sequences[:, 1:]
+    with torch.no_grad():
+        expected = one.model(**one.inputs, labels=labels)
+    assert expected.scored.tolist() == [[True, False, True, False, True]] * 2
+    torch.testing.assert_close(out.log_probs, -expected.nll, **CLOSE)
+
+
+def test_behind_the_end_nothing_is_scored_where_padding_is_eos(case, method):
+    one = case(method, "llama")
+    out = run(one, prefix_allowed_tokens_fn=lambda b, tokens: [0] if len(tokens) > 1 + b else [7])
+    assert out.sequences.tolist() == [[7, 7, 0, 0], [7, 7, 7, 0]]
+    labels = out.sequences.clone()
+    labels[0, 3] = IGNORED
+    with torch.no_grad():
+        expected = one.model(**one.inputs, labels=labels)
+    torch.testing.assert_close(out.log_probs, -expected.nll, **CLOSE)
+
+
+def test_ordinary_decoding_logs_nothing(case, method, kind, caplog):
+    with caplog.at_level(logging.INFO):
+        run(case(method, kind), num_beams=2)
+    assert caplog.text == ""
