@@ -1,7 +1,10 @@
 """RAG-Token: ordinary search over the marginal, against recomputing every step and against all strings."""
 
+import logging
+
 import pytest
 import torch
+import transformers
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -228,11 +231,10 @@ def test_misspelt_options_are_an_error(case, method):
 
 
 def test_padding_that_is_eos_draws_no_warning(case, caplog):
-    from transformers.utils import logging
-
-    logging.enable_propagation()
+    logging.Logger.warning_once.cache_clear()  # transformers' own, which would be silent the second time
+    transformers.logging.enable_propagation()
     try:
         run(case("token", "llama"), max_new_tokens=2)
     finally:
-        logging.disable_propagation()
+        transformers.logging.disable_propagation()
     assert caplog.text == ""
