@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -33,6 +33,7 @@ __all__ = [
     "GENERATOR_HUB_NAME",
     "LOCAL",
     "PROMPT",
+    "STOPS",
     "cache_folder",
     "encoder_folder",
     "generator_folder",
@@ -72,12 +73,28 @@ _LLAMA_NAMES = {
 }
 _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _ABANDONED = 3600  # seconds after which a temporary folder is taken for that of a killed process
-PROMPT = {
-    "prompt_system": "Answer the question with a few words taken from the passage.",
+PROMPT: dict[str, Any] = {
+    "prompt_system": "Answer with a few words from the passage.",
     "prompt_passage": "{passage}",
     "prompt_question": "\n\nQuestion: {question}",
+    "prompt_answer": "Answer:",
+    "prompt_examples": [
+        [
+            "Hamlet\nHamlet is a tragedy written by William Shakespeare between 1599 and 1601.",
+            "who wrote the play hamlet",
+            "William Shakespeare",
+        ],
+        [
+            "Apollo 11\nApollo 11 landed two people on the Moon on July 20, 1969.",
+            "When did Apollo 11 land on the moon?",
+            "July 20, 1969",
+        ],
+        ["Japan\nTokyo is the capital and largest city of Japan.", "What is the capital of Japan?", "Tokyo"],
+    ],
 }
 """The prompt of the local generator, chosen on development questions (``benchmarks/prompts.py``)."""
+STOPS = ("\n", "\n\n")
+"""What ends an answer of the local generator beside its end of turn: an answer is one line."""
 
 # Part of the cache folder's name: raise it whenever the conversion writes something else.
 _CONVERSION = 1

@@ -162,8 +162,8 @@ def load_backbone(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
                 f"The weights of the encoder {name!r} cannot be read ({reason}); fetch or save it again."
             ) from error
     missing = set(report["missing_keys"])
-    if any(".pooler." in f".{key}" for key in missing):
-        missing = {key for key in missing if ".pooler." not in f".{key}"}
+    if any(key.startswith("pooler.") for key in missing):
+        missing = {key for key in missing if not key.startswith("pooler.")}
         model.pooler = None
     if missing:
         raise ModelError(

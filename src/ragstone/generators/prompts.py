@@ -210,7 +210,10 @@ class ContextBuilder:
         """What the chat template writes before and after the user's message; the system text alone where there is none."""
         form = self.form
         turns = [
-            (form.passage.replace("{passage}", p) + form.question.replace("{question}", q), f"{form.answer} {a}".strip())
+            (
+                form.passage.replace("{passage}", p) + form.question.replace("{question}", q),
+                form.answer + a,
+            )
             for p, q, a in form.examples
         ]
         if not getattr(self.tokenizer, "chat_template", None):

@@ -45,7 +45,7 @@ class RagConfig(TransformersRagConfig):
     prompt_passage: str | None = None
     prompt_question: str | None = None
     prompt_answer: str | None = None
-    prompt_examples: list | None = None
+    prompt_examples: list[list[str]] | None = None
     knowledge_base: str | None = None
     ragstone_version: str | None = None
 
