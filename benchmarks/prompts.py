@@ -26,9 +26,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "question alone": {},
     "question, then Answer:": {"prompt_question": "\n\nQuestion: {question}\nAnswer:"},
     "told to be short": {"prompt_system": SYSTEM},
-    "told and shown, Answer: in the question": {
+    "told and shown, Answer: in the model's turn": {
         "prompt_system": SYSTEM,
-        "prompt_question": "\n\nQuestion: {question}\nAnswer:",
+        "prompt_answer": "Answer:",
         "prompt_examples": EXAMPLES,
     },
     "shipped": dict(local.PROMPT),

@@ -76,8 +76,7 @@ _ABANDONED = 3600  # seconds after which a temporary folder is taken for that of
 PROMPT: dict[str, Any] = {
     "prompt_system": "Answer with a few words from the passage.",
     "prompt_passage": "{passage}",
-    "prompt_question": "\n\nQuestion: {question}",
-    "prompt_answer": "Answer:",
+    "prompt_question": "\n\nQuestion: {question}\nAnswer:",
     "prompt_examples": [
         [
             "Hamlet\nHamlet is a tragedy written by William Shakespeare between 1599 and 1601.",

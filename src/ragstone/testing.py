@@ -362,4 +362,4 @@ def tiny_rag(
         generator_model=tiny_generator(kind, seed=seed + 1),
         **config,
     )
-    return built, RagTokenizer(question_tokenizer(), _tokenizer_for(kind))
+    return built, RagTokenizer(question_tokenizer(), _tokenizer_for(kind), built.config.question_prompt)

@@ -54,6 +54,7 @@ class RagModel(RagPreTrainedModel):
             if question_encoder is None or generator is None:
                 raise InputError("Pass a RagConfig, or both question_encoder and generator.")
             config = new_config(question_encoder, generator)
+        config.check()
         super().__init__(config)
         if question_encoder is None:
             question_encoder = _new_question_encoder(config.question_encoder)

@@ -94,7 +94,7 @@ class RagConfig(TransformersRagConfig):
             examples=tuple((passage, question, answer) for passage, question, answer in self.prompt_examples or ()),
         )
 
-    def validate_for_use(self) -> None:
+    def check(self) -> None:
         """Raise InputError for values that no model can work with."""
         if self.n_docs < 1:
             raise InputError(f"n_docs is {self.n_docs}; it must be at least 1.")

@@ -197,9 +197,7 @@ def new_config(question_encoder: PreTrainedModel, generator: PreTrainedModel, **
     fields.setdefault("question_encoder_normalize", False)
     if causal:
         fields.setdefault("max_combined_length", CAUSAL_CONTEXT_LENGTH)
-    config = RagConfig(question_encoder=_part_config(question_encoder), generator=_part_config(generator), **fields)
-    config.validate_for_use()
-    return config
+    return RagConfig(question_encoder=_part_config(question_encoder), generator=_part_config(generator), **fields)
 
 
 def _part_config(part: PreTrainedModel) -> dict[str, Any]:
