@@ -5,7 +5,7 @@
 Passages are indexed on the first run (JSONL with id, title, text), then ``--limit`` questions (JSONL with question and
 answers), drawn with ``--seed``, are answered with K passages by both methods. The ceiling is the same generator given the
 one best passage that holds an answer (best by q·d, over the whole knowledge base); questions that no passage answers count
-as not answered there. Prints a table, and all figures as JSON with ``--json``.
+as not answered there. Seconds are those of single questions, ``--timed`` of them. Prints a table, or JSON with ``--json``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-k", type=int, default=5)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--timed", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["token", "sequence"], choices=["token", "sequence"])
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--json", action="store_true")
@@ -51,9 +53,12 @@ def main() -> None:
         rag = RagPipeline.from_pretrained("local", knowledge_base=base, method=method, dtype=options.dtype)
         figures["dtype"] = str(rag.model.generator.dtype)
         if ceiling is None:  # K = 1: both methods are the same model
-            ceiling = measure(rag, questions, best_passages(rag, base, questions))
+            given = best_passages(rag, base, questions)
+            ceiling = measure(rag, questions, given, options.timed, max_new_tokens=options.max_new_tokens)
             figures["ceiling"] = ceiling
-        figures[method] = measure(rag, questions, None, k=options.k)
+        figures[method] = measure(
+            rag, questions, None, options.timed, k=options.k, max_new_tokens=options.max_new_tokens
+        )
         figures[method]["contains_over_ceiling"] = figures[method]["contains"] / max(ceiling["contains"], 1e-9)
     figures["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(figures) if options.json else table(figures))
@@ -83,26 +88,31 @@ def best_passages(rag: RagPipeline, base: KnowledgeBase, questions: list[dict[st
 
 
 def measure(
-    rag: RagPipeline, questions: list[dict[str, Any]], given: list[Passage | None] | None, **options: Any
+    rag: RagPipeline,
+    questions: list[dict[str, Any]],
+    given: list[Passage | None] | None,
+    timed: int,
+    **options: Any,
 ) -> dict[str, float]:
-    """Average scores over the questions, asked one at a time; ``given`` passages are read instead of retrieving."""
+    """Average scores; ``given`` passages are read instead of retrieving, and a question with none is not answered."""
+    asked = [n for n in range(len(questions)) if given is None or given[n] is not None]
+    texts = [questions[n]["question"] for n in asked]
+    own = None if given is None else [[given[n]] for n in asked]
+    answers = rag(texts, passages=own, **options)
     rows = []
-    rag("warm-up?", passages=["warm-up"], max_new_tokens=2)
-    for n, question in enumerate(questions):
-        passage = None if given is None else given[n]
-        if given is not None and passage is None:
-            rows.append({"exact_match": 0.0, "f1": 0.0, "contains": 0.0})
-            continue
+    for n, answer in zip(asked, answers, strict=True):
+        wanted = questions[n]["answers"]
+        row = {name: float(score(answer.text, wanted)) for name, score in SCORES.items()}
+        row["hit"] = float(any(has_answer(e.passage.text, wanted) for e in answer.passages))
+        rows.append({**row, "tokens": len(answer.tokens)})
+    seconds = []
+    for n, text in enumerate(texts[:timed]):
         start = time.perf_counter()
-        answer = rag(question["question"], passages=None if passage is None else [passage], **options)
-        seconds = time.perf_counter() - start
-        answers = question["answers"]
-        row = {"seconds": seconds, "tokens": float(len(answer.tokens))}
-        row |= {name: score(answer.text, answers) for name, score in SCORES.items()}
-        if given is None:
-            row["hit"] = float(any(has_answer(e.passage.text, answers) for e in answer.passages))
-        rows.append(row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[-1] | rows[0]}
+        rag(text, passages=None if own is None else own[n], **options)
+        seconds.append(time.perf_counter() - start)
+    count = {"tokens": len(rows)}
+    figures = {name: sum(row[name] for row in rows) / count.get(name, len(questions)) for name in rows[0]}
+    return {**figures, "seconds": float(np.median(seconds)), "slowest": max(seconds)}
 
 
 SCORES = {"exact_match": exact_match, "f1": f1, "contains": contains}
@@ -113,7 +123,7 @@ def table(figures: dict[str, Any]) -> str:
     lines[-1] += f"peak memory {figures['peak_memory_gb']:.2f} GB"
     if "indexing_seconds" in figures:
         lines.append(f"indexed {figures['indexed_passages']:,} passages in {figures['indexing_seconds']:.0f} s")
-    names = ["hit", "exact_match", "f1", "contains", "contains_over_ceiling", "tokens", "seconds"]
+    names = ["hit", "exact_match", "f1", "contains", "contains_over_ceiling", "tokens", "seconds", "slowest"]
     lines += ["", "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row in ("ceiling", "token", "sequence"):
         if row in figures:

@@ -20,16 +20,13 @@ from machine import describe
 from ragstone import KnowledgeBase, RagPipeline, local
 from ragstone.cli.console import quiet_libraries
 
-EXAMPLES = local.PROMPT["prompt_examples"]
 SYSTEM = local.PROMPT["prompt_system"]
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "question alone": {},
-    "question, then Answer:": {"prompt_question": "\n\nQuestion: {question}\nAnswer:"},
+    "the question alone": {},
     "told to be short": {"prompt_system": SYSTEM},
-    "told and shown, Answer: in the model's turn": {
-        "prompt_system": SYSTEM,
-        "prompt_answer": "Answer:",
-        "prompt_examples": EXAMPLES,
+    "asked for a short answer": {
+        "prompt_system": "Use the passage to answer the question in as few words as possible.",
+        "prompt_question": "\n\nQuestion: {question}\nShort answer:",
     },
     "shipped": dict(local.PROMPT),
 }
@@ -51,13 +48,12 @@ def main() -> None:
     pairs = zip(questions, best_passages(rag, base, questions[: 2 * options.limit]), strict=False)
     answerable = [(question, passage) for question, passage in pairs if passage is not None][: options.limit]
     asked, given = [q for q, _ in answerable], [p for _, p in answerable]
-    names = ("exact_match", "f1", "contains", "tokens", "seconds")
+    names = ("exact_match", "f1", "contains", "tokens")
     print(f"{describe()}\n{len(asked)} questions\n\n| prompt | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
     for name, prompt in CANDIDATES.items():
-        unset = dict.fromkeys(("prompt_answer", "prompt_examples"))
-        for field, value in {**unset, **DEFAULT, **prompt}.items():
+        for field, value in {**DEFAULT, **prompt}.items():
             setattr(rag.model.config, field, value)
-        figures = measure(rag, asked, given)
+        figures = measure(rag, asked, given, 1, max_new_tokens=16)
         print(f"| {name} | " + " | ".join(f"{figures[column]:.3f}" for column in names) + " |", flush=True)
 
 

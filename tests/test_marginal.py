@@ -100,9 +100,10 @@ def test_methods_agree_on_targets_of_one_token_and_differ_beyond():
 
 @pytest.mark.parametrize("method", LIKELIHOODS)
 def test_an_empty_target_is_certain(method):
-    prior = log_prior(torch.randn(2, 3))
-    assert LIKELIHOODS[method](prior, torch.zeros(2, 3, 0)).tolist() == [0.0, 0.0]
-    ignored = LIKELIHOODS[method](prior, torch.randn(2, 3, 4), torch.zeros(2, 4, dtype=torch.bool))
+    prior = log_prior(torch.tensor([[0.3, -1.0, 2.0], [0.0, -torch.inf, 5.0]]))
+    short = LIKELIHOODS[method](prior, torch.zeros(2, 3, 0))
+    ignored = LIKELIHOODS[method](prior, torch.full((2, 3, 4), -7.0), torch.zeros(2, 4, dtype=torch.bool))
+    torch.testing.assert_close(short, torch.zeros(2))
     torch.testing.assert_close(ignored, torch.zeros(2))
 
 

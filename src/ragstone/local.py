@@ -77,19 +77,6 @@ PROMPT: dict[str, Any] = {
     "prompt_system": "Answer with a few words from the passage.",
     "prompt_passage": "{passage}",
     "prompt_question": "\n\nQuestion: {question}\nAnswer:",
-    "prompt_examples": [
-        [
-            "Hamlet\nHamlet is a tragedy written by William Shakespeare between 1599 and 1601.",
-            "who wrote the play hamlet",
-            "William Shakespeare",
-        ],
-        [
-            "Apollo 11\nApollo 11 landed two people on the Moon on July 20, 1969.",
-            "When did Apollo 11 land on the moon?",
-            "July 20, 1969",
-        ],
-        ["Japan\nTokyo is the capital and largest city of Japan.", "What is the capital of Japan?", "Tokyo"],
-    ],
 }
 """The prompt of the local generator, chosen on development questions (``benchmarks/prompts.py``)."""
 STOPS = ("\n", "\n\n")

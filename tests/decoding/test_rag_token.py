@@ -98,6 +98,22 @@ def test_constraints_are_asked_with_the_number_of_the_question(case, kind, optio
         assert set(one.labels(sequence)) <= set(range(5 + 5 * b, 10 + 5 * b))
 
 
+def test_a_constraint_with_fewer_strings_than_beams_is_kept_all_the_same(case, kind, caplog):
+    one = case("token", kind)
+    with caplog.at_level(logging.WARNING, "ragstone"):
+        out = run(
+            one,
+            num_beams=12,
+            num_return_sequences=12,
+            max_new_tokens=1,
+            prefix_allowed_tokens_fn=lambda b, tokens: [5, 6],
+        )
+    assert set(out.sequences[:, -1].tolist()) == {5, 6}
+    for b in range(2):
+        best = [one.log_prob(b, [token]) for token in (5, 6)]
+        assert out.log_probs[12 * b].item() == pytest.approx(max(best), abs=1e-4)
+
+
 def test_constraints_see_the_tokens_written_so_far(case, kind):
     one = case("token", kind)
     seen = []

@@ -170,6 +170,19 @@ def test_forced_tokens_are_written(case, method):
         assert one.labels(sequence)[-1] == 2
 
 
+def test_forced_tokens_are_beyond_a_constraint(case, method):
+    one = case(method, "bart")
+    options = {"forced_bos_token_id": 7, "forced_eos_token_id": 2, "num_beams": 3, "num_return_sequences": 3}
+    out = run(one, prefix_allowed_tokens_fn=lambda b, tokens: [9, 10, 11], **options)
+    for b in range(2):
+        sequences = {tuple(row) for row in out.sequences[3 * b : 3 * b + 3].tolist()}
+        assert len(sequences) == 3
+        for sequence in sequences:
+            assert sequence[:2] == (2, 7)
+            assert sequence[-1] == 2
+            assert set(sequence[2:-1]) <= {9, 10, 11}
+
+
 def test_the_generation_config_is_saved_and_loaded(case, method, tmp_path):
     one = case(method, "bart")
     one.model.generation_config.update(num_beams=3, forced_bos_token_id=7, max_new_tokens=4)
@@ -201,6 +214,18 @@ def test_behind_the_end_nothing_is_scored_where_padding_is_eos(case, method):
     with torch.no_grad():
         expected = one.model(**one.inputs, labels=labels)
     torch.testing.assert_close(out.log_probs, -expected.nll, **CLOSE)
+
+
+def test_a_generator_may_have_several_ends(case, method, kind):
+    """The first of them closes the answer and is scored; what fills the row behind it is not."""
+    one = case(method, kind)
+    one.model.generation_config.eos_token_id = [one.eos, 8]
+    out = run(one, prefix_allowed_tokens_fn=lambda b, tokens: [8] if len(tokens) > 2 + b else [7])
+    start = int(one.model.config.is_encoder_decoder)
+    for b in range(2):
+        tokens = [7] * (3 + b - start) + [8]
+        assert out.sequences[b, start : start + len(tokens)].tolist() == tokens
+        assert out.log_probs[b].item() == pytest.approx(one.log_prob(b, tokens), abs=1e-4)
 
 
 def test_ordinary_decoding_logs_nothing(case, method, kind, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import PurePath
 from typing import Any
 
 from rich.markup import escape
@@ -107,10 +108,10 @@ def _bar(share: float, colour: str) -> Text:
 
 
 def _title(passage: Passage) -> str:
-    """Title and origin of a passage, as markup."""
+    """Title and file of a passage, as markup; --json has the whole path."""
     title = f"[bold]{escape(passage.title or passage.id)}[/]"
     page = f", page {passage.page}" if passage.page is not None else ""
-    return f"{title} [dim]{escape(passage.source)}{page}[/]" if passage.source else title
+    return f"{title} [dim]{escape(PurePath(passage.source).name)}{page}[/]" if passage.source else title
 
 
 def _shorten(text: str, limit: int = 160) -> str:

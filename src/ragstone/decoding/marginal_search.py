@@ -7,6 +7,8 @@ decodes under one passage alone, which is how RAG-Sequence uses it.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +19,14 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from ragstone.decoding.outputs import RagGenerateOutput
-from ragstone.decoding.scoring import predicted_tokens, score_sequences
+from ragstone.decoding.scoring import Hypothesis, hypotheses_of, predicted_tokens, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
 from ragstone.marginal import log_probs, marginal_next_token, mean_token_posterior, token_log_likelihood
 
-__all__ = ["marginal_search", "option", "rag_token_generate"]
+__all__ = ["marginal_search", "option", "permitted", "rag_token_generate"]
+
+logger = logging.getLogger(__name__)
 
 _UNSUPPORTED = {
     "output_attentions": "attentions of K passages are not one sequence's",
@@ -56,6 +60,7 @@ def rag_token_generate(
     sequences, passages = found.sequences, log_prior.shape[1]
     questions = torch.arange(log_prior.shape[0], device=sequences.device)
     questions = questions.repeat_interleave(sequences.shape[0] // len(questions))
+    sequences = _repeat_permitted(generator, sequences, questions.tolist(), options)
     token_log_probs = score_sequences(generator, contexts, questions, sequences, passages)
     counts = predicted_tokens(generator, sequences)[1]
     prior = log_prior[questions]
@@ -71,6 +76,18 @@ def rag_token_generate(
         logits=found.get("logits"),
         beam_indices=found.get("beam_indices"),
     )
+
+
+def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[int], options: dict[str, Any]) -> Tensor:
+    """Sequences (R, T), best first for each question, the one before in place of one that is not permitted."""
+    rows = list(range(len(sequences)))
+    for row, fine in enumerate(permitted(generator, options, questions, sequences)):
+        if not fine and row and questions[row - 1] == questions[row]:
+            rows[row] = rows[row - 1]
+    repeated = sum(row != n for n, row in enumerate(rows))
+    if repeated:
+        logger.warning("The constraint allows too few strings: %d of %d sequences repeat another.", repeated, len(rows))
+    return sequences[rows]
 
 
 @torch.no_grad()
@@ -117,6 +134,32 @@ def option(generator: Generator, options: dict[str, Any], name: str, default: An
 def _is_neutral(value: Any) -> bool:
     """Whether an option says what leaving it out says: a penalty of 1, n-grams of 0, nothing."""
     return value is None or value is False or (type(value) in (int, float) and value in (0, 1))
+
+
+def permitted(generator: Generator, options: dict[str, Any], questions: Sequence[int], sequences: Tensor) -> list[bool]:
+    """Which of R sequences say something, and nothing that the caller's constraint forbids.
+
+    Where a constraint allows fewer strings than there are beams, the loop fills up with strings of its own. Forced tokens
+    are beyond a constraint.
+    """
+    constraint = options.get("prefix_allowed_tokens_fn")
+    if constraint is None or option(generator, options, "num_beams", 1) == 1:
+        return [True] * len(questions)
+    given, start = options.get("decoder_input_ids"), generator.start_token_id
+    prompt = 0 if start is None else 1
+    if given is not None:  # the loop puts the start token before it where it is missing
+        prompt = int(given.shape[1]) + int(bool((given[:, 0] != start).all()))
+    forced = {prompt: "forced_bos_token_id", sequences.shape[1] - 1: "forced_eos_token_id"}
+
+    def obeys(question: int, tokens: Hypothesis, t: int) -> bool:
+        exempt = option(generator, options, forced[t], ()) if t in forced else ()
+        exempt = (exempt,) if isinstance(exempt, int) else exempt
+        return tokens[t] in exempt or tokens[t] in constraint(question, torch.tensor(tokens[:t]))
+
+    return [
+        len(tokens) > prompt and all(obeys(question, tokens, t) for t in range(prompt, len(tokens)))
+        for question, tokens in zip(questions, hypotheses_of(generator, sequences), strict=True)
+    ]
 
 
 class _MarginalState:

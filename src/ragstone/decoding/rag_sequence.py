@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ragstone.decoding.marginal_search import marginal_search, option
+from ragstone.decoding.marginal_search import marginal_search, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput
-from ragstone.decoding.scoring import predicted_tokens, score_pairs, score_sequences
+from ragstone.decoding.scoring import Hypothesis, hypotheses_of, score_pairs, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import EncodedContexts, Generator
 from ragstone.generators.prompts import pad_rows
@@ -27,9 +27,6 @@ __all__ = ["DECODE_MODES", "rag_sequence_generate"]
 logger = logging.getLogger(__name__)
 
 DECODE_MODES = ("thorough", "fast")
-
-Hypothesis = tuple[int, ...]
-"""Token ids as generated, up to the last one that counts."""
 
 
 @dataclass(frozen=True)
@@ -125,28 +122,12 @@ def _search(
     part = contexts if len(rows) == contexts.rows else contexts.select(rows)
     sequences = _search_rows(generator, part, rows // passages, options)
     found: dict[int, list[tuple[Hypothesis, int]]] = {question: [] for question in questions}
-    constraint, prompt = options.get("prefix_allowed_tokens_fn"), _prompt_length(generator, options)
-    for n, hypothesis in enumerate(_hypotheses(generator, sequences)):
-        question, passage = divmod(int(rows[n // num_beams]), passages)
-        # Where a constraint allows fewer strings than there are beams, the loop fills up with strings of its own.
-        if constraint is None or _obeys(constraint, question, hypothesis, prompt):
-            found[question].append((hypothesis, passage))
+    owners = rows.repeat_interleave(num_beams).tolist()
+    fine = permitted(generator, options, [row // passages for row in owners], sequences)
+    for n, (row, hypothesis) in enumerate(zip(owners, hypotheses_of(generator, sequences), strict=True)):
+        if fine[n] or n % num_beams == 0:  # the best of a passage is always kept
+            found[row // passages].append((hypothesis, row % passages))
     return found
-
-
-def _prompt_length(generator: Generator, options: dict[str, Any]) -> int:
-    """How many tokens of a sequence were given: the start token, and what the caller wants to go on from."""
-    given, start = options.get("decoder_input_ids"), generator.start_token_id
-    if given is None:
-        return 0 if start is None else 1
-    return int(given.shape[1]) + int(bool((given[:, 0] != start).all()))  # the loop puts the start token before it
-
-
-def _obeys(constraint: Callable[[int, Tensor], list[int]], question: int, hypothesis: Hypothesis, prompt: int) -> bool:
-    """Whether a hypothesis says something, and nothing that the constraint forbids."""
-    tokens = torch.tensor(hypothesis)
-    new = range(prompt, len(hypothesis))
-    return len(new) > 0 and all(hypothesis[t] in constraint(question, tokens[:t]) for t in new)
 
 
 def _sample(
@@ -182,15 +163,6 @@ def _search_rows(generator: Generator, contexts: EncodedContexts, questions: Ten
         options["decoder_input_ids"] = options["decoder_input_ids"].to(questions.device)[questions]
     certain = torch.zeros(len(questions), 1, device=questions.device)
     return marginal_search(generator, contexts, certain, **options).sequences
-
-
-def _hypotheses(generator: Generator, sequences: Tensor) -> list[Hypothesis]:
-    """Sequences (R, T) as tuples that end with their last counted token, so that padding makes no difference."""
-    counts = predicted_tokens(generator, sequences)[1]
-    start = sequences.shape[1] - counts.shape[1]
-    last = counts * torch.arange(1, counts.shape[1] + 1, device=counts.device)
-    ends = (last.amax(dim=1) + start).tolist() if counts.shape[1] else [start] * len(sequences)
-    return [tuple(row[:end]) for row, end in zip(sequences.tolist(), ends, strict=True)]
 
 
 def _rank_thorough(

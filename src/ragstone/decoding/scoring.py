@@ -8,7 +8,10 @@ from torch import Tensor
 from ragstone.generators import EncodedContexts, Generator
 from ragstone.marginal import label_log_probs
 
-__all__ = ["predicted_tokens", "score_pairs", "score_sequences"]
+__all__ = ["Hypothesis", "hypotheses_of", "predicted_tokens", "score_pairs", "score_sequences"]
+
+Hypothesis = tuple[int, ...]
+"""Token ids as generated, up to the last one that counts."""
 
 _LOGITS_PER_CALL = 2**26
 """Logits (rows · T · V) that one scoring call may hold: 256 MB in float32."""
@@ -24,6 +27,15 @@ def predicted_tokens(generator: Generator, sequences: Tensor) -> tuple[Tensor, T
     if generator.pad_token_id is not None and generator.pad_token_id not in generator.eos_token_ids:
         counts &= labels != generator.pad_token_id
     return labels, counts
+
+
+def hypotheses_of(generator: Generator, sequences: Tensor) -> list[Hypothesis]:
+    """Sequences (R, T) as tuples that end with their last counted token, so that padding makes no difference."""
+    counts = predicted_tokens(generator, sequences)[1]
+    start = sequences.shape[1] - counts.shape[1]
+    last = counts * torch.arange(1, counts.shape[1] + 1, device=counts.device)
+    ends = (last.amax(dim=1) + start).tolist() if counts.shape[1] else [start] * len(sequences)
+    return [tuple(row[:end]) for row, end in zip(sequences.tolist(), ends, strict=True)]
 
 
 @torch.no_grad()

@@ -37,9 +37,7 @@ class PromptFormat:
 
     ``prefix``, ``title_sep`` and ``doc_sep`` shape the context of a seq2seq generator; ``system``, ``passage`` and
     ``question`` that of a causal one, where ``{passage}`` stands for title and text and ``{question}`` for the question.
-    ``passage`` ends with its placeholder: what follows a passage belongs to ``question``, which is never cut. ``answer`` is
-    what the model's own turn begins with. ``examples`` are (passage, question, answer), shown as earlier turns before
-    every passage.
+    ``passage`` ends with its placeholder: what follows a passage belongs to ``question``, which is never cut.
     ``max_length`` is in tokens of the whole context.
     """
 
@@ -51,8 +49,6 @@ class PromptFormat:
     system: str = ""
     passage: str = "{passage}"
     question: str = "\n\nQuestion: {question}\nAnswer:"
-    answer: str = ""
-    examples: tuple[tuple[str, str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -187,8 +183,7 @@ class ContextBuilder:
             if passage
         ]
         tails = {
-            question: self.form.question.replace("{question}", self._plain(question)) + after + self.form.answer
-            for question, _ in pairs
+            question: self.form.question.replace("{question}", self._plain(question)) + after for question, _ in pairs
         }
         head_ids = iter(self._tokenize(heads, special=False))
         tail_ids = dict(zip(tails, self._tokenize(list(tails.values()), special=False), strict=True))
@@ -208,21 +203,11 @@ class ContextBuilder:
 
     def _chat_frame(self) -> tuple[str, str]:
         """What the chat template writes before and after the user's message; the system text alone where there is none."""
-        form = self.form
-        turns = [
-            (
-                form.passage.replace("{passage}", p) + form.question.replace("{question}", q),
-                form.answer + a,
-            )
-            for p, q, a in form.examples
-        ]
+        system = self.form.system
         if not getattr(self.tokenizer, "chat_template", None):
-            texts = [form.system, *(f"{user} {assistant}" for user, assistant in turns)]
-            return "".join(f"{text}\n\n" for text in texts if text), ""
-        messages = [{"role": "system", "content": form.system}] if form.system else []
-        for user, assistant in [*turns, (_PASSAGE + _QUESTION, "")]:
-            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        messages.pop()
+            return (f"{system}\n\n" if system else ""), ""
+        user = {"role": "user", "content": _PASSAGE + _QUESTION}
+        messages = [{"role": "system", "content": system}, user] if system else [user]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # whatever the template raises: some know no system role

@@ -29,8 +29,8 @@ class RagConfig(TransformersRagConfig):
     - ``passage_encoder``: name or folder of the passage encoder, None for the rule in :class:`ragstone.RagRetriever`;
     - ``lowercase_questions``: lower-case the question in the context. None: true for checkpoints that transformers wrote
       (the published models are uncased), false otherwise;
-    - ``prompt_system``, ``prompt_passage``, ``prompt_question``, ``prompt_answer``, ``prompt_examples``: the prompt of a
-      causal generator, see :class:`ragstone.generators.prompts.PromptFormat`;
+    - ``prompt_system``, ``prompt_passage``, ``prompt_question``: the prompt of a causal generator, see
+      :class:`ragstone.generators.prompts.PromptFormat`;
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
     """
@@ -44,8 +44,6 @@ class RagConfig(TransformersRagConfig):
     prompt_system: str | None = None
     prompt_passage: str | None = None
     prompt_question: str | None = None
-    prompt_answer: str | None = None
-    prompt_examples: list[list[str]] | None = None
     knowledge_base: str | None = None
     ragstone_version: str | None = None
 
@@ -90,8 +88,6 @@ class RagConfig(TransformersRagConfig):
             system=defaults.system if self.prompt_system is None else self.prompt_system,
             passage=defaults.passage if self.prompt_passage is None else self.prompt_passage,
             question=defaults.question if self.prompt_question is None else self.prompt_question,
-            answer=defaults.answer if self.prompt_answer is None else self.prompt_answer,
-            examples=tuple((passage, question, answer) for passage, question, answer in self.prompt_examples or ()),
         )
 
     def check(self) -> None:

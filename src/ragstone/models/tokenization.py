@@ -38,6 +38,9 @@ class RagTokenizer:
         parts = []
         for folder, part in zip(_FOLDERS, (config.question_encoder, config.generator), strict=True):
             try:
+                # Of a folder without its files transformers makes an empty tokenizer, to which every word is unknown.
+                if Path(name_or_path).is_dir() and not any(Path(name_or_path, folder).glob("*")):
+                    raise OSError("there are no files")
                 parts.append(AutoTokenizer.from_pretrained(name_or_path, subfolder=folder, config=part, **kwargs))
             except (OSError, ValueError) as error:
                 raise ModelError(
