@@ -38,6 +38,7 @@ __all__ = [
     "encoder_folder",
     "generator_folder",
     "hub_is_reachable",
+    "hub_options",
     "resolve",
     "setup",
 ]
@@ -269,6 +270,11 @@ def hub_is_reachable() -> bool:
     except OSError:
         return False
     return True
+
+
+def hub_options(name: str | Path) -> dict[str, bool]:
+    """Return what to pass when ``name`` is loaded: a name, not a folder, is looked up in a hub only if one answers."""
+    return {} if Path(name).exists() or hub_is_reachable() else {"local_files_only": True}
 
 
 def setup(progress: Callable[[str], None] = print) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ragstone import local
 from ragstone.decoding import RagGenerateOutput
 from ragstone.encoders.precision import choose_dtype, parse_dtype
-from ragstone.errors import InputError, ModelError
+from ragstone.errors import InputError
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.passages import as_passages
 from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
@@ -197,10 +197,7 @@ class RagPipeline:
         if name == local.LOCAL:
             model, tokenizer = _load_local(METHODS[method or "token"])
         else:
-            try:
-                config = RagConfig.from_pretrained(name)
-            except (OSError, ValueError) as error:
-                raise ModelError(f"No RAG model can be loaded from {name!r}: {error}") from error
+            config = RagConfig.load(name)
             saved = (config.architectures or [""])[0]
             kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
             model = kind.from_pretrained(name)

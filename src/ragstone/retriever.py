@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from ragstone.encoders import Encoder, EncoderSpec, fingerprint, load_encoder
+from ragstone.encoders import Encoder, EncoderSettings, load_encoder
+from ragstone.encoders.checkpoint import longest_input
 from ragstone.errors import InputError, ModelError
 from ragstone.generators.prompts import ContextBatch, ContextBuilder
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
@@ -27,6 +28,8 @@ __all__ = ["RagRetriever", "stack_vectors"]
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_LONGEST = 512
+"""Tokens of a question where neither tokenizer nor model says how many it can read."""
 _SAVED_PASSAGES = "passages.parquet"
 _SAVED_ENCODER = "passage_encoder"
 _REMEDY = (
@@ -79,7 +82,7 @@ class RagRetriever:
             kwargs: ``passage_encoder``, or fields of the config to replace.
         """
         passage_encoder = kwargs.pop("passage_encoder", None)
-        config = kwargs.pop("config", None) or RagConfig.from_pretrained(name_or_path, **kwargs)
+        config = kwargs.pop("config", None) or RagConfig.load(name_or_path, **kwargs)
         tokenizer = RagTokenizer.from_pretrained(name_or_path, config=config)
         index = indexed_dataset if index is None else index
         if index is None:
@@ -126,15 +129,21 @@ class RagRetriever:
 
     def tokenize_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B question texts -> ids and mask (B, S), cut at what the question encoder can read."""
-        limit = _positions(self.config.question_encoder)
         out = self.question_encoder_tokenizer(
             [self.config.question_prompt + question for question in questions],
             padding=True,
             truncation=True,
-            max_length=min(self.question_encoder_tokenizer.model_max_length, limit),
+            max_length=self._longest_question,
             return_tensors="pt",
         )
         return out["input_ids"], out["attention_mask"]
+
+    @property
+    def _longest_question(self) -> int:
+        """Tokens of a question that the question encoder can read."""
+        if self._question_encoder is None:
+            return int(min(self.question_encoder_tokenizer.model_max_length, DEFAULT_LONGEST))
+        return longest_input(self._question_encoder, self.question_encoder_tokenizer)
 
     def __call__(
         self,
@@ -242,17 +251,15 @@ class RagRetriever:
                 "Passages are encoded with DPR's question encoder, since its context encoder is not at hand; "
                 "name it in config.passage_encoder for the retrieval DPR was trained for."
             )
-        spec = EncoderSpec(
-            name=name or "question encoder",
-            fingerprint=fingerprint(model),
+        settings = EncoderSettings(
             pooling=config.question_encoder_pooling or "mean",
             normalize=bool(config.question_encoder_normalize),
             template="pair" if dpr else "title\ntext",
-            width=_width(model),
-            max_length=min(_positions(config.question_encoder), self.question_encoder_tokenizer.model_max_length),
             question_prompt=config.question_prompt,
         )
-        return Encoder(model, self.question_encoder_tokenizer, spec)
+        return Encoder.from_parts(
+            model, self.question_encoder_tokenizer, settings, name=name or f"{type(model).__name__} of the model"
+        )
 
     def _vectors_of(self, index: PassageIndex) -> np.ndarray[Any, Any]:
         """The vectors (N, D) of loose passages, encoded at first use; those of the built-in passages are cached on disk."""
@@ -312,18 +319,3 @@ def _saved_index(config: RagConfig, folder: Path) -> KnowledgeBase | PassageInde
     if config.passages_path == _SAVED_PASSAGES:
         return PassageIndex.load(folder / _SAVED_PASSAGES)
     return None
-
-
-def _positions(config: Any) -> int:
-    """How many tokens an encoder can read at once; those with relative positions have no limit of their own."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    # RoBERTa and its kin count positions from padding_idx + 1.
-    offset = (
-        (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    )
-    return int(positions) - offset
-
-
-def _width(model: Any) -> int:
-    projection = getattr(model.config, "projection_dim", 0)
-    return int(projection or model.config.hidden_size)

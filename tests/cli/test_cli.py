@@ -112,7 +112,7 @@ def test_ask_needs_no_knowledge_base(models, notes):
         (["search", "nowhere", "why?"], 1, "nowhere"),
         (["search", "nowhere"], 2, "question"),
         (["index", "nowhere", "--kb", "new"], 2, "nowhere"),
-        (["info", "nowhere"], 2, "nowhere"),
+        (["info", "nowhere"], 1, "nowhere"),
         (["ask", "--frobnicate"], 2, "frobnicate"),
         (["dance"], 2, "dance"),
     ],

@@ -155,15 +155,15 @@ def test_the_chat_template_is_written_around_passage_and_question():
     assert texts_of(batch, tokenizer) == [f"{system}{CHAT_BEFORE}T\ntext\n\nwho?{CHAT_AFTER}"]
 
 
-def test_examples_are_earlier_turns_and_an_answer_can_be_begun():
-    form = PromptFormat(question=" {question}", answer="A: ", examples=(("p1", "q1?", "a1"),))
+def test_examples_are_earlier_turns():
+    form = PromptFormat(question=" {question}", examples=(("p1", "q1?", "a1"),))
     tokenizer = causal_tokenizer(chat=True)
     batch = ContextBuilder(tokenizer, form, causal=True)(["who?"], [[("", "text")]])
-    turn = f"{CHAT_BEFORE}p1 q1?{CHAT_AFTER}A: a1<|im_end|>\n"
-    assert texts_of(batch, tokenizer) == [f"{turn}{CHAT_BEFORE}text who?{CHAT_AFTER}A: "]
+    turn = f"{CHAT_BEFORE}p1 q1?{CHAT_AFTER}a1<|im_end|>\n"
+    assert texts_of(batch, tokenizer) == [f"{turn}{CHAT_BEFORE}text who?{CHAT_AFTER}"]
     tokenizer = causal_tokenizer()
     batch = ContextBuilder(tokenizer, form, causal=True)(["who?"], [[("", "text")]])
-    assert texts_of(batch, tokenizer) == ["p1 q1? A: a1\n\ntext who?A: "]
+    assert texts_of(batch, tokenizer) == ["p1 q1? a1\n\ntext who?"]
 
 
 def test_a_template_that_cannot_write_the_prompt_is_an_error():

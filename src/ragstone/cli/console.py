@@ -18,7 +18,7 @@ err = Console(stderr=True, highlight=False)
 
 def complain(message: str) -> None:
     """One error, in one sentence."""
-    err.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

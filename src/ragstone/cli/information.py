@@ -42,14 +42,9 @@ def _model(name: str) -> dict[str, Any]:
             "generator": str(local.generator_folder()),
             "method": "token",
         }
-    if not (Path(name) / "config.json").is_file() and Path(name).exists():
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{name} is neither a knowledge base nor a model: it has no manifest.json and no config.json.")
-    try:
-        config = RagConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name} is neither a knowledge base nor a model that can be read: {error}") from error
-    if config.model_type != "rag":
-        raise InputError(f"{name} holds a {config.model_type!r} model, not a RAG model.")
+    config = RagConfig.load(name)
     return {
         "model": name,
         "class": (config.architectures or ["unknown"])[0],

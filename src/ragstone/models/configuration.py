@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.models.rag.configuration_rag import RagConfig as TransformersRagConfig
 
-from ragstone.errors import InputError
+from ragstone import local
+from ragstone.errors import InputError, ModelError
 from ragstone.generators.prompts import PromptFormat
 
 __all__ = ["RagConfig"]
@@ -46,6 +50,22 @@ class RagConfig(TransformersRagConfig):
     prompt_question: str | None = None
     knowledge_base: str | None = None
     ragstone_version: str | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, **fields: Any) -> RagConfig:
+        """The config of a checkpoint, with ``fields`` replaced.
+
+        Raises:
+            ModelError: there is no such checkpoint, or it is no RAG model.
+        """
+        try:
+            config = cls.from_pretrained(name_or_path, **local.hub_options(name_or_path), **fields)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"No RAG model can be loaded from {str(name_or_path)!r}: {reason}") from error
+        if config.model_type != "rag":
+            raise ModelError(f"{str(name_or_path)!r} holds a {config.model_type!r} model; name a RAG checkpoint.")
+        return config
 
     @property
     def tau(self) -> float:

@@ -112,6 +112,7 @@ class RagPreTrainedModel(PreTrainedModel):
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
         """
         wants_report = kwargs.pop("output_loading_info", False)
+        kwargs = {**local.hub_options(name_or_path), **kwargs}
         try:
             model, report = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -219,6 +220,7 @@ def _load_generator(name: str, **kwargs: Any) -> PreTrainedModel:
     name = local.resolve(name, "generator")
     try:
         with quiet():
+            kwargs = {**local.hub_options(name), **kwargs}
             config, kwargs = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
             auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             model, report = auto.from_pretrained(name, config=config, output_loading_info=True, **kwargs)

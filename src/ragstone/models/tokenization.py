@@ -34,7 +34,7 @@ class RagTokenizer:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> RagTokenizer:
         """Load both tokenizers of a checkpoint, saved by Ragstone or transformers."""
-        config = kwargs.pop("config", None) or RagConfig.from_pretrained(name_or_path)
+        config = kwargs.pop("config", None) or RagConfig.load(name_or_path)
         parts = []
         for folder, part in zip(_FOLDERS, (config.question_encoder, config.generator), strict=True):
             try:
