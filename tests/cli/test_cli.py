@@ -1,12 +1,16 @@
-"""The command line in its own process: what it prints, what it returns, what it leaves behind."""
+"""The command line: what it prints, what it returns, what it leaves behind."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from transformers.utils import logging
 
+from ragstone.cli import main
 from ragstone.testing import TOY_PASSAGES, question_tokenizer, tiny_question_encoder, tiny_rag
 
 
@@ -33,15 +37,29 @@ def notes(tmp_path):
     return folder
 
 
-def ragstone(*arguments, stdin="", columns="100", **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "ragstone", *map(str, arguments)],
-        input=stdin,
-        env={**os.environ, "COLUMNS": columns, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture(autouse=True)
+def offline_and_unchanged(monkeypatch):
+    """No hub is asked, and the libraries' own logging is left as it was."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+def ragstone(*arguments, stdin=""):
+    """One call of the command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def in_its_own_process(*arguments, columns="100"):
+    environment = {**os.environ, "COLUMNS": columns, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ragstone", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -87,7 +105,8 @@ def test_ask_explains_itself(base, models):
     for word in ("prior p(z|x)", "posterior p(z|x,y)", "which passage carried each token", "RAG-Token"):
         assert word in shown
     assert "RAG-Sequence" in ragstone(*ask, "--explain", "--method", "sequence", "--decode", "fast").stdout
-    narrow = ragstone(*ask, "--explain", columns="40").stdout
+    narrow = in_its_own_process(*ask, "--explain", columns="40").stdout
+    assert "prior" in narrow
     assert max(map(len, narrow.splitlines())) <= 40
 
 
@@ -164,7 +183,7 @@ def test_a_missing_local_package_names_the_command(tmp_path):
 
 
 def test_version_and_help():
-    assert ragstone("--version").stdout.startswith("ragstone 0.")
+    assert in_its_own_process("--version").stdout.startswith("ragstone 0.")
     for verb in ("index", "search", "ask", "info", "setup"):
         assert verb in ragstone("--help").stdout
         assert ragstone(verb, "--help").returncode == 0

@@ -30,7 +30,7 @@ def test_greedy_takes_the_best_marginal_token_of_every_step(case, kind, seed):
         assert one.labels(out.sequences[b].tolist()) == greedy_by_hand(one, b, 8)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_wide_beams_find_the_best_strings_of_all(case, kind, seed):
     one = case("token", kind, seed=seed, vocabulary=5)
     out = run(one, max_new_tokens=3, num_beams=25, num_return_sequences=6, length_penalty=0.0, output_scores=True)

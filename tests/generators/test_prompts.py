@@ -155,17 +155,6 @@ def test_the_chat_template_is_written_around_passage_and_question():
     assert texts_of(batch, tokenizer) == [f"{system}{CHAT_BEFORE}T\ntext\n\nwho?{CHAT_AFTER}"]
 
 
-def test_examples_are_earlier_turns():
-    form = PromptFormat(question=" {question}", examples=(("p1", "q1?", "a1"),))
-    tokenizer = causal_tokenizer(chat=True)
-    batch = ContextBuilder(tokenizer, form, causal=True)(["who?"], [[("", "text")]])
-    turn = f"{CHAT_BEFORE}p1 q1?{CHAT_AFTER}a1<|im_end|>\n"
-    assert texts_of(batch, tokenizer) == [f"{turn}{CHAT_BEFORE}text who?{CHAT_AFTER}"]
-    tokenizer = causal_tokenizer()
-    batch = ContextBuilder(tokenizer, form, causal=True)(["who?"], [[("", "text")]])
-    assert texts_of(batch, tokenizer) == ["p1 q1? a1\n\ntext who?"]
-
-
 def test_a_template_that_cannot_write_the_prompt_is_an_error():
     tokenizer = causal_tokenizer(chat=True)
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"

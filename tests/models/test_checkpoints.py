@@ -82,7 +82,7 @@ def test_weights_have_the_names_that_checkpoints_have():
     assert {name.split(".")[1] for name in names} == {"question_encoder", "generator"}
 
 
-@pytest.mark.parametrize("kind", ["t5", "t5 encoder", "dpr context encoder", "distilbert"])
+@pytest.mark.parametrize("kind", ["t5", "t5 encoder", "dpr context encoder", "distilbert", "bert without pooler"])
 def test_any_encoder_can_ask(kind, tmp_path):
     small = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 300}
     bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -90,6 +90,9 @@ def test_any_encoder_can_ask(kind, tmp_path):
         "t5": lambda: transformers.T5Model(transformers.T5Config(**small)),
         "t5 encoder": lambda: transformers.T5EncoderModel(transformers.T5Config(**small)),
         "dpr context encoder": lambda: transformers.DPRContextEncoder(transformers.DPRConfig(**bert, vocab_size=300)),
+        "bert without pooler": lambda: transformers.BertModel(
+            transformers.BertConfig(**bert, vocab_size=300), add_pooling_layer=False
+        ),
         "distilbert": lambda: transformers.DistilBertModel(
             transformers.DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=300)
         ),
@@ -146,6 +149,16 @@ def test_what_does_not_fit_is_named(parts, options, error, message):
     names = [options.pop("encoder", "encoder"), options.pop("generator", "bart")]
     with pytest.raises(error, match=message):
         build(*(None if name is None else parts / name for name in names), **options)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    model, _ = tiny_rag()
+    weights = {name: value for name, value in model.state_dict().items() if "encoder.layers.1" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ModelError, match=r"lacks \d+ weights, such as .*layers\.1"):
+        RagTokenForGeneration.from_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="nowhere"):
+        RagTokenForGeneration.from_pretrained(tmp_path / "nowhere")
 
 
 def test_options_beside_a_built_part_are_refused(parts):

@@ -114,10 +114,14 @@ class RagPreTrainedModel(PreTrainedModel):
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs = {**local.hub_options(name_or_path), **kwargs}
         try:
-            model, report = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+            with quiet():
+                model, report = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"The checkpoint {str(name_or_path)!r} cannot be loaded: {error}") from error
         missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
+        if model.config.pooling != "pooler" and any("question_encoder.pooler." in name for name in missing):
+            model.question_encoder.pooler = None  # the checkpoint was saved without one, which pooling does not need
+            missing = [name for name in missing if "question_encoder.pooler." not in name]
         if missing:
             raise ModelError(
                 f"The checkpoint {str(name_or_path)!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
