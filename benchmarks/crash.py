@@ -21,12 +21,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TOYS = Path(__file__).parents[1] / "tests" / "knowledge"
-INDEX = f"""
+INDEX = """
 import sys
-sys.path.insert(0, {str(TOYS)!r})
 import lance
-from toy import ToyEncoder
+from ragstone.testing import ToyEncoder
 from ragstone.knowledge import KnowledgeBase
 base, folder, delay = sys.argv[1:]
 encoder = ToyEncoder(delay=float(delay))

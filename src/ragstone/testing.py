@@ -11,6 +11,7 @@ module imports neither torch nor transformers.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -90,12 +91,14 @@ class ToyEncoder:
 
     Args:
         width: D.
+        delay: seconds spent on each passage, for tests that interrupt.
         spec: fields of `ToyEncoderSpec`.
     """
 
-    def __init__(self, width: int = 32, **spec: Any) -> None:
+    def __init__(self, width: int = 32, *, delay: float = 0.0, **spec: Any) -> None:
         self.spec = ToyEncoderSpec(width, **spec)
         self.width = width
+        self.delay = delay
         self.encoded = 0
 
     def encode_passages(
@@ -104,6 +107,7 @@ class ToyEncoder:
         """N (title, text) pairs -> (N, D) float32; ``progress`` gets the number of passages just done."""
         vectors = []
         for title, text in pairs:
+            time.sleep(self.delay)
             vectors.append(self._vector(f"{title}\n{text}"))
             self.encoded += 1
             if progress is not None:

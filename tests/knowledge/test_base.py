@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import ToyEncoder
 
 from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import Hit, KnowledgeBase, Passage, SplitOptions
 from ragstone.knowledge.passages import as_passages
+from ragstone.testing import ToyEncoder
 
 NASTY_IDS = [
     "O'Hara",

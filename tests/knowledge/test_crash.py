@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from toy import ToyEncoder
 
 from ragstone.errors import KnowledgeBaseError, LockedError
 from ragstone.knowledge import KnowledgeBase, Passage
+from ragstone.testing import ToyEncoder
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -87,9 +87,7 @@ def test_two_handles_in_one_process_exclude_each_other(kb):
 
 def test_readers_see_whole_versions_while_another_process_writes(kb, tmp_path):
     script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from toy import ToyEncoder
+from ragstone.testing import ToyEncoder
 from ragstone.knowledge import KnowledgeBase, Passage
 kb = KnowledgeBase.open({str(kb.path)!r}, encoder=ToyEncoder())
 for turn in range(30):

@@ -3,10 +3,10 @@ import random
 
 import numpy as np
 import pytest
-from toy import ToyEncoder
 
 from ragstone.errors import InputError, ModelError
 from ragstone.knowledge import KnowledgeBase, Passage, SplitOptions
+from ragstone.testing import ToyEncoder
 
 FIVE_WORDS = SplitOptions(words=5)
 

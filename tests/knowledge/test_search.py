@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import ToyEncoder
 from vectors import brute_force, filled, found, low_dimensional
 
 from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase, Passage, search, storage
 from ragstone.knowledge.search import Ranking, exact_candidates, fuse
+from ragstone.testing import ToyEncoder
 
 
 @pytest.fixture
