@@ -252,7 +252,7 @@ class RagRetriever:
                 "name it in config.passage_encoder for the retrieval DPR was trained for."
             )
         settings = EncoderSettings(
-            pooling=config.question_encoder_pooling or "mean",
+            pooling=config.pooling,
             normalize=bool(config.question_encoder_normalize),
             template="pair" if dpr else "title\ntext",
             question_prompt=config.question_prompt,

@@ -48,7 +48,8 @@ class PromptFormat:
     doc_sep: str = " // "
     system: str = ""
     passage: str = "{passage}"
-    question: str = "\n\nQuestion: {question}\nAnswer:"
+    # The answer begins on a line of its own: its first word is then tokenised without a leading space, as targets are.
+    question: str = "\n\nQuestion: {question}\nAnswer:\n"
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
