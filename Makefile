@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use and again when the dependencies change.
 #   PYTHON=python3.12             another interpreter (3.11 or newer)
-#   TORCH_PIP_ARGS="…"            how torch is installed, for a CPU-only build for example:
-#                                 TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+#   TORCH_PIP_ARGS="…"            how torch is installed; PyTorch's site names the index of each build:
+#                                 TORCH_PIP_ARGS="--index-url …" for a CPU-only one
 PYTHON ?= python3
 TORCH_PIP_ARGS ?=
 BIN := .venv/bin
