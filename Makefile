@@ -14,7 +14,7 @@ demo: .venv/.installed
 	@echo "==> Indexing the 200 passages that come with Ragstone into $(DEMO)/kb"
 	@mkdir -p $(DEMO)
 	@$(BIN)/ragstone index src/ragstone/knowledge/dummy.jsonl --kb $(DEMO)/kb
-	@for question in "What is the capital of Australia?" "Who wrote One Hundred Years of Solitude?" "In which year did the Titanic sink?"; do \
+	@for question in "What is the capital of Australia?" "Who wrote One Hundred Years of Solitude?" "How tall is Mount Everest?"; do \
 		echo; echo "==> $$question"; $(BIN)/ragstone ask $(DEMO)/kb "$$question" --explain -k 3 || exit 1; done
 	@echo; echo "==> Now your own documents (txt md html pdf docx jsonl csv tsv parquet):"
 	@echo "      $(BIN)/ragstone index FOLDER --kb my-kb"
