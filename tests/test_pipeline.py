@@ -190,3 +190,8 @@ def test_broken_checkpoints_get_one_sentence(rag, tmp_path):
         RagPipeline.from_pretrained(folder)
     with pytest.raises(InputError, match="method"):
         RagPipeline.from_pretrained(folder, method="both")
+
+
+def test_a_passage_that_was_cut_is_reported_once(bare, caplog):
+    bare("who wrote hamlet?", passages=["Hamlet " * 2000, TEXTS[0]], max_new_tokens=2)
+    assert caplog.text.count("1 of 2 contexts were longer") == 1

@@ -16,6 +16,7 @@ from ragstone import local
 from ragstone.decoding import RagGenerateOutput
 from ragstone.encoders.precision import choose_dtype, parse_dtype
 from ragstone.errors import InputError
+from ragstone.generators.prompts import report_truncation
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.passages import as_passages
 from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
@@ -337,6 +338,7 @@ class RagPipeline:
             )
         passages = [[hit.passage for hit in row] for row in hits]
         contexts = self.retriever.contexts(questions, passages, k)
+        report_truncation(contexts.truncated, self.model.config.prompt_format().max_length)
         return _Prepared(questions, passages, contexts.input_ids.to(device), contexts.attention_mask.to(device), scores)
 
     def _encode_given(self, given: list[list[Passage]]) -> list[list[Hit]]:

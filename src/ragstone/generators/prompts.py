@@ -8,6 +8,7 @@ follows. Truncation cuts the passage, never the question.
 
 from __future__ import annotations
 
+import logging
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from ragstone.errors import InputError, ModelError
 
-__all__ = ["ContextBatch", "ContextBuilder", "PromptFormat", "pad_rows"]
+__all__ = ["ContextBatch", "ContextBuilder", "PromptFormat", "pad_rows", "report_truncation"]
+
+logger = logging.getLogger(__name__)
 
 _CHARACTERS_PER_TOKEN = 100
 """No tokenizer turns fewer tokens than this fraction of a text's characters: longer text is cut before it is tokenised."""
@@ -256,6 +259,17 @@ class ContextBuilder:
                 raise
             raise InputError(f"{broken[:60]!r} is not valid Unicode (it holds half a character); repair it.") from error
         return list(out["input_ids"])
+
+
+def report_truncation(truncated: Tensor, max_length: int) -> None:
+    """One warning for a call in which contexts lost the end of their passage; ``truncated`` is (B, K) bool."""
+    if truncated.any():
+        logger.warning(
+            "%d of %d contexts were longer than %d tokens; their passages were cut.",
+            int(truncated.sum()),
+            truncated.numel(),
+            max_length,
+        )
 
 
 def pad_rows(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +19,7 @@ from transformers import (
 from ragstone.encoders import embed
 from ragstone.errors import InputError
 from ragstone.generators import EncodedContexts, Generator, generator_for, trim_padding
+from ragstone.generators.prompts import report_truncation
 from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.configuration import RagConfig
 from ragstone.models.outputs import RagInputs, RagOutput
@@ -27,8 +27,6 @@ from ragstone.models.pretrained import RagPreTrainedModel, new_config
 from ragstone.models.protocols import Retriever
 
 __all__ = ["RagModel"]
-
-logger = logging.getLogger(__name__)
 
 _ENCODER_ONLY = ("mt5", "t5", "t5gemma", "umt5")
 """Encoder-decoder families of which only the encoder is loaded."""
@@ -159,13 +157,7 @@ class RagModel(RagPreTrainedModel):
             return_tensors="pt",
             questions=questions,
         )
-        if found["truncated"].any():
-            logger.warning(
-                "%d of %d contexts were longer than %d tokens; their passages were cut.",
-                int(found["truncated"].sum()),
-                found["truncated"].numel(),
-                self.config.prompt_format().max_length,
-            )
+        report_truncation(found["truncated"], self.config.prompt_format().max_length)
         embeds = found["retrieved_doc_embeds"].to(device)
         return RagInputs(
             context_input_ids=found["context_input_ids"].to(device),
@@ -243,6 +235,12 @@ class RagModel(RagPreTrainedModel):
         adapter = self.adapter()
         return scored_tokens(labels, pad_token_id=adapter.pad_token_id, eos_token_id=list(adapter.eos_token_ids))
 
+    def score_labels(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, T, V), labels (B, T) -> log p(y_t|x,z,y_<t) (B, K, T), 0 where not scored, and what is scored."""
+        scored = self.scored_labels(labels)
+        log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
+        return log_probs.masked_fill(~scored.unsqueeze(1), 0.0), scored
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -268,9 +266,7 @@ class RagModel(RagPreTrainedModel):
             return out
         out.logits = logits = self.target_logits(inputs, targets, decoder_input_ids)
         if labels is not None:
-            out.scored = self.scored_labels(labels)
-            log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
-            out.token_log_probs = log_probs.masked_fill(~out.scored.unsqueeze(1), 0.0)
+            out.token_log_probs, out.scored = self.score_labels(logits, labels)
         return out
 
 

@@ -15,7 +15,6 @@ from ragstone.decoding.marginal_search import option
 from ragstone.errors import InputError
 from ragstone.generators import EncodedContexts
 from ragstone.marginal import (
-    label_log_probs,
     log_prior,
     log_probs,
     marginal_next_token,
@@ -105,9 +104,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
             out.logits = self._log_probs(inputs.log_prior, logits)
         if labels is None:
             return out
-        out.scored = scored = self.rag.scored_labels(labels)
-        of_labels = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
-        out.token_log_probs = of_labels.masked_fill(~scored.unsqueeze(1), 0.0)
+        out.token_log_probs, scored = self.rag.score_labels(logits, labels)
+        out.scored = scored
         out.nll = loss = -self._log_likelihood(inputs.log_prior, out.token_log_probs, scored)
         if config.label_smoothing:
             loss = smoothed_loss(loss, self._uniform_nll(inputs.log_prior, logits, scored), config.label_smoothing)
