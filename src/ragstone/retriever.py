@@ -231,7 +231,7 @@ class RagRetriever:
         config = self.config
         if config.passage_encoder:
             return load_encoder(config.passage_encoder)
-        if isinstance(self.index, KnowledgeBase) and self.index.info().encoder is not None:
+        if isinstance(self.index, KnowledgeBase) and self.index.has_encoder:
             return self.index.encoder  # type: ignore[return-value]
         model = self._question_encoder
         if model is None:

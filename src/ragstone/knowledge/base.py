@@ -166,6 +166,11 @@ class KnowledgeBase:
         return self._manifest.width
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the base makes its vectors itself; false where they are always given."""
+        return self._encoder is not None or self._manifest.encoder is not None
+
+    @property
     def encoder(self) -> TextEncoder:
         """What makes the vectors, loaded at first use."""
         if self._encoder is None:
