@@ -33,6 +33,7 @@ __all__ = [
     "GENERATOR_HUB_NAME",
     "LOCAL",
     "PROMPT",
+    "SCORE_SCALE",
     "STOPS",
     "cache_folder",
     "encoder_folder",
@@ -80,6 +81,9 @@ PROMPT: dict[str, Any] = {
     "prompt_question": "\n\nQuestion: {question}\nAnswer:",
 }
 """The prompt of the local generator, chosen on development questions (``benchmarks/prompts.py``)."""
+SCORE_SCALE = 40.0
+"""τ of the local models. Chosen on development questions (``benchmarks/answers.py --score-scale``): the untrained generator
+follows the wrong passage less often under a prior sharper than the 20 of MiniLM's own training loss."""
 STOPS = ("\n", "\n\n")
 """What ends an answer of the local generator beside its end of turn: an answer is one line."""
 

@@ -418,7 +418,9 @@ def _load_local(kind: type[RagForGeneration]) -> tuple[RagForGeneration, RagToke
     from transformers import AutoTokenizer
 
     encoder, generator = local.resolve(local.LOCAL, "encoder"), local.resolve(local.LOCAL, "generator")
-    model = kind.from_pretrained_question_encoder_generator(encoder, generator, **local.PROMPT)
+    model = kind.from_pretrained_question_encoder_generator(
+        encoder, generator, score_scale=local.SCORE_SCALE, **local.PROMPT
+    )
     tokenizer = RagTokenizer(AutoTokenizer.from_pretrained(encoder), AutoTokenizer.from_pretrained(generator))
     stops = [tokenizer.generator(stop, add_special_tokens=False)["input_ids"] for stop in local.STOPS]
     ends = [*model.rag.adapter().eos_token_ids, *(ids[0] for ids in stops if len(ids) == 1)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from ragstone.decoding import scoring
 from ragstone.marginal import IGNORED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `.*` with `inputs_embeds`")  # penalties without a prompt
@@ -232,3 +233,46 @@ def test_ordinary_decoding_logs_nothing(case, method, kind, caplog):
     with caplog.at_level(logging.INFO):
         run(case(method, kind), num_beams=2)
     assert caplog.text == ""
+
+
+def test_scores_do_not_depend_on_how_they_are_batched(case, method, kind, monkeypatch):
+    """One pair of a sequence and a passage a call, or as many as fit."""
+    one = case(method, kind, batch=3)
+    options = {"num_beams": 3, "num_return_sequences": 3}
+    together = run(one, **options)
+    calls = []
+    adapter = type(one.model.rag.adapter())
+    score = adapter.target_logits
+
+    def recorded(self, contexts, rows, sequences):
+        calls.append(len(rows))
+        return score(self, contexts, rows, sequences)
+
+    monkeypatch.setattr(adapter, "target_logits", recorded)
+    monkeypatch.setattr(scoring, "_LOGITS_PER_CALL", 1)
+    apart = run(one, **options)
+    assert set(calls) == {1}
+    assert apart.sequences.tolist() == together.sequences.tolist()
+    torch.testing.assert_close(apart.log_probs, together.log_probs, **CLOSE)
+    torch.testing.assert_close(apart.token_log_probs, together.token_log_probs, **CLOSE)
+
+
+def test_a_short_sequence_is_not_padded_to_a_long_one_of_another_call(case, kind, monkeypatch):
+    one = case("sequence", kind)
+    generator, widths = one.model.rag.adapter(), []
+    contexts = one.model.rag.encode_contexts(one.model.rag.prepare(**one.inputs))
+    start = [] if generator.start_token_id is None else [generator.start_token_id]
+    fill, eos = generator.fill_token_id, next(iter(generator.eos_token_ids))
+    word = next(t for t in range(3, 20) if t not in (fill, eos))
+    short, long = [*start, eos, fill, fill, fill], [*start, word, word, word, eos]
+    score = type(generator).target_logits
+
+    def recorded(self, contexts, rows, sequences):
+        logits = score(self, contexts, rows, sequences)
+        widths.append(logits.shape[1])
+        return logits
+
+    monkeypatch.setattr(type(generator), "target_logits", recorded)
+    monkeypatch.setattr(scoring, "_LOGITS_PER_CALL", 1)
+    scoring.score_pairs(generator, contexts, torch.tensor([0, 0]), torch.tensor([short, long]))
+    assert widths == [4, 1]

@@ -97,11 +97,11 @@ def rag_sequence_generate(
         wide = _search(generator, contexts, log_prior, few, max(num_return_sequences, 2 * num_beams), options)
         for question in few:
             found[question] = found[question] + wide[question] if deduplicate else wide[question]
-    rank = _rank_thorough if decode == "thorough" else _rank_fast
-    ranked = [
-        rank(generator, contexts, log_prior, question, hypotheses(pairs), pairs, num_return_sequences)
-        for question, pairs in found.items()
-    ]
+    candidates = [hypotheses(found[question]) for question in everyone]
+    if decode == "thorough":
+        ranked = _rank_thorough(generator, contexts, log_prior, candidates, num_return_sequences)
+    else:
+        ranked = _rank_fast(generator, contexts, log_prior, candidates, found, num_return_sequences)
     return _collect(generator, log_prior, [_fill(r, num_return_sequences) for r in ranked])
 
 
@@ -143,13 +143,11 @@ def _sample(
     drawn = torch.multinomial(log_prior.exp(), samples, replacement=True)
     rows = (torch.arange(batch, device=drawn.device).unsqueeze(1) * passages + drawn).flatten()
     options = {**options, "num_beams": num_beams, "num_return_sequences": 1, "do_sample": True}
-    sequences = _search_rows(generator, contexts.select(rows), rows // passages, options).view(batch, samples, -1)
-    ranked = []
-    for question in range(batch):
-        scores = _score(generator, contexts, passages, question, sequences[question])
-        ranks = _marginal(log_prior[question], scores)
-        ranked.append(_Ranked(sequences[question], ranks, scores))
-    return ranked
+    questions = rows // passages
+    sequences = _search_rows(generator, contexts.select(rows), questions, options)
+    scores = score_sequences(generator, contexts, questions, sequences, passages)
+    ranks = sequence_log_likelihood(log_prior[questions], scores)
+    return [_Ranked(*parts) for parts in zip(*(t.split(samples) for t in (sequences, ranks, scores)), strict=True)]
 
 
 def _search_rows(generator: Generator, contexts: EncodedContexts, questions: Tensor, options: dict[str, Any]) -> Tensor:
@@ -169,52 +167,60 @@ def _rank_thorough(
     generator: Generator,
     contexts: EncodedContexts,
     log_prior: Tensor,
-    question: int,
-    hypotheses: list[Hypothesis],
-    pairs: list[tuple[Hypothesis, int]],
+    candidates: list[list[Hypothesis]],
     n: int,
-) -> _Ranked:
-    """The best n by log p(y|x), every hypothesis scored under every passage."""
-    sequences = pad_rows(hypotheses, fill=generator.fill_token_id)[0].to(log_prior.device)
-    scores = _score(generator, contexts, log_prior.shape[1], question, sequences)
-    ranks = _marginal(log_prior[question], scores)
-    best = ranks.argsort(descending=True, stable=True)[:n]
-    return _Ranked(sequences[best], ranks[best], scores[best])
+) -> list[_Ranked]:
+    """The best n of each question's ``candidates`` by log p(y|x), every one scored under every passage, in one batch."""
+    sequences, questions = _batch(generator, candidates, log_prior)
+    scores = score_sequences(generator, contexts, questions, sequences, log_prior.shape[1])
+    ranks = sequence_log_likelihood(log_prior[questions], scores)
+    best = _best(ranks, candidates, n)
+    return [_Ranked(sequences[rows], ranks[rows], scores[rows]) for rows in best]
 
 
 def _rank_fast(
     generator: Generator,
     contexts: EncodedContexts,
     log_prior: Tensor,
-    question: int,
-    hypotheses: list[Hypothesis],
-    pairs: list[tuple[Hypothesis, int]],
+    candidates: list[list[Hypothesis]],
+    found: dict[int, list[tuple[Hypothesis, int]]],
     n: int,
-) -> _Ranked:
+) -> list[_Ranked]:
     """The best n by the sum over the passages whose own search produced them; only those n are then scored in full."""
     passages = log_prior.shape[1]
-    place = {hypothesis: h for h, hypothesis in enumerate(dict.fromkeys(hypotheses))}
-    sequences = pad_rows(list(place), fill=generator.fill_token_id)[0].to(log_prior.device)
-    produced = torch.tensor([(place[h], k) for h, k in dict.fromkeys(pairs)], device=log_prior.device)
-    which, passage = produced.unbind(dim=1)
-    token_scores = score_pairs(generator, contexts, question * passages + passage, sequences[which])
-    joint = log_prior.new_full((len(place), passages), -torch.inf)
-    joint[which, passage] = log_prior[question, passage] + token_scores.sum(dim=1)
-    every = torch.tensor([place[hypothesis] for hypothesis in hypotheses], device=log_prior.device)
-    sequences, ranks = sequences[every], joint.logsumexp(dim=1)[every]
-    best = ranks.argsort(descending=True, stable=True)[:n]
-    return _Ranked(sequences[best], ranks[best], _score(generator, contexts, passages, question, sequences[best]))
+    sequences, questions = _batch(generator, candidates, log_prior)
+    keys = [(question, h) for question, row in enumerate(candidates) for h in row]
+    place: dict[tuple[int, Hypothesis], int] = {}
+    for row_number, key in enumerate(keys):  # without deduplication equal ones share the first one's scores
+        place.setdefault(key, row_number)
+    produced = dict.fromkeys((question, h, k) for question, pairs in found.items() for h, k in pairs)
+    pairs = torch.tensor([(place[question, h], k) for question, h, k in produced], device=log_prior.device)
+    which, passage = pairs.unbind(dim=1)
+    token_scores = score_pairs(generator, contexts, questions[which] * passages + passage, sequences[which])
+    joint = log_prior.new_full((len(sequences), passages), -torch.inf)
+    joint[which, passage] = (log_prior[questions[which], passage] + token_scores.sum(dim=1)).to(joint.dtype)
+    ranks = joint.logsumexp(dim=1)[[place[key] for key in keys]]
+    best = _best(ranks, candidates, n)
+    chosen = torch.cat(best)
+    scores = score_sequences(generator, contexts, questions[chosen], sequences[chosen], passages)
+    parts = scores.split([len(rows) for rows in best])
+    return [_Ranked(sequences[rows], ranks[rows], part) for rows, part in zip(best, parts, strict=True)]
 
 
-def _score(generator: Generator, contexts: EncodedContexts, passages: int, question: int, sequences: Tensor) -> Tensor:
-    """One question's sequences (H, T) under all of its K passages: (H, K, T')."""
-    questions = torch.full((len(sequences),), question, device=sequences.device)
-    return score_sequences(generator, contexts, questions, sequences, passages)
+def _batch(generator: Generator, candidates: list[list[Hypothesis]], log_prior: Tensor) -> tuple[Tensor, Tensor]:
+    """All questions' hypotheses as one padded batch (R, T), and the question (R,) of each."""
+    sequences = pad_rows([h for row in candidates for h in row], fill=generator.fill_token_id)[0]
+    questions = [question for question, row in enumerate(candidates) for _ in row]
+    return sequences.to(log_prior.device), torch.tensor(questions, device=log_prior.device)
 
 
-def _marginal(log_prior: Tensor, scores: Tensor) -> Tensor:
-    """log p(y|x) of one question's H sequences, from its prior (K,) and their scores (H, K, T'): (H,)."""
-    return sequence_log_likelihood(log_prior.expand(len(scores), -1), scores)
+def _best(ranks: Tensor, candidates: list[list[Hypothesis]], n: int) -> list[Tensor]:
+    """For each question the rows of its best n candidates, best first, of all rows' ``ranks`` (R,)."""
+    best, start = [], 0
+    for row in candidates:
+        best.append(ranks[start : start + len(row)].argsort(descending=True, stable=True)[:n] + start)
+        start += len(row)
+    return best
 
 
 def _fill(ranked: _Ranked, n: int) -> _Ranked:

@@ -52,17 +52,23 @@ def score_pairs(generator: Generator, contexts: EncodedContexts, rows: Tensor, s
         (R, T'), 0 for tokens that do not count (:func:`predicted_tokens`).
     """
     labels, counts = predicted_tokens(generator, sequences)
+    dtype = torch.promote_types(generator.model.dtype, torch.float32)
+    scores = torch.zeros(labels.shape, dtype=dtype, device=labels.device)
     if not labels.numel():
-        return torch.zeros(labels.shape, device=labels.device)
+        return scores
     vocabulary = int(generator.model.get_output_embeddings().weight.shape[0])
-    step = max(_LOGITS_PER_CALL // (labels.shape[1] * vocabulary), 1)
-    parts = [
-        label_log_probs(
-            generator.target_logits(contexts, rows[i : i + step], sequences[i : i + step]), labels[i : i + step]
-        )
-        for i in range(0, len(rows), step)
-    ]
-    return torch.cat(parts).masked_fill(~counts, 0.0)
+    started = sequences.shape[1] - labels.shape[1]
+    # Long ones first: each call is as wide as its own longest sequence, and the first call shows the peak of memory.
+    lengths = (counts * torch.arange(1, labels.shape[1] + 1, device=labels.device)).amax(dim=1)
+    lengths, order = lengths.sort(descending=True, stable=True)
+    first, total = 0, int((lengths > 0).sum())
+    while first < total:
+        width = int(lengths[first])
+        part = order[first : first + max(_LOGITS_PER_CALL // (width * vocabulary), 1)]
+        logits = generator.target_logits(contexts, rows[part], sequences[part, : started + width])
+        scores[part, :width] = label_log_probs(logits, labels[part, :width])
+        first += len(part)
+    return scores.masked_fill(~counts, 0.0)
 
 
 def score_sequences(
