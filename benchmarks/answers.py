@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["token", "sequence"], choices=["token", "sequence"])
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--score-scale", type=float, default=None, help="τ, in place of the local models' own")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
@@ -53,7 +54,8 @@ def main() -> None:
     figures: dict[str, Any] = {"machine": describe(), "questions": len(questions), "k": options.k, **indexing}
     for method in options.methods:
         rag = RagPipeline.from_pretrained("local", knowledge_base=base, method=method, dtype=options.dtype)
-        figures["dtype"] = str(rag.model.generator.dtype)
+        rag.model.config.score_scale = options.score_scale or rag.model.config.score_scale
+        figures["dtype"], figures["score_scale"] = str(rag.model.generator.dtype), rag.model.config.tau
         if CEILINGS[0] not in figures:  # K = 1: both methods are the same model
             for name, given in zip(
                 CEILINGS,
@@ -137,8 +139,10 @@ COLUMNS = ["hit", *SCORES, *(f"contains / {name}" for name in CEILINGS), "tokens
 
 
 def table(figures: dict[str, Any]) -> str:
-    lines = [figures["machine"], f"{figures['questions']} questions, K = {figures['k']}, {figures['dtype']}, "]
-    lines[-1] += f"peak memory {figures['peak_memory_gb']:.2f} GB"
+    setting = (
+        f"{figures['questions']} questions, K = {figures['k']}, τ = {figures['score_scale']:g}, {figures['dtype']}"
+    )
+    lines = [figures["machine"], f"{setting}, peak memory {figures['peak_memory_gb']:.2f} GB"]
     if "indexing_seconds" in figures:
         lines.append(f"indexed {figures['indexed_passages']:,} passages in {figures['indexing_seconds']:.0f} s")
     lines += ["", "| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
