@@ -147,7 +147,9 @@ def _sample(
     sequences = _search_rows(generator, contexts.select(rows), questions, options)
     scores = score_sequences(generator, contexts, questions, sequences, passages)
     ranks = sequence_log_likelihood(log_prior[questions], scores)
-    return [_Ranked(*parts) for parts in zip(*(t.split(samples) for t in (sequences, ranks, scores)), strict=True)]
+    return [
+        _Ranked(*parts) for parts in zip(*(torch.split(t, samples) for t in (sequences, ranks, scores)), strict=True)
+    ]
 
 
 def _search_rows(generator: Generator, contexts: EncodedContexts, questions: Tensor, options: dict[str, Any]) -> Tensor:
@@ -203,7 +205,7 @@ def _rank_fast(
     best = _best(ranks, candidates, n)
     chosen = torch.cat(best)
     scores = score_sequences(generator, contexts, questions[chosen], sequences[chosen], passages)
-    parts = scores.split([len(rows) for rows in best])
+    parts = torch.split(scores, [len(rows) for rows in best])
     return [_Ranked(sequences[rows], ranks[rows], part) for rows, part in zip(best, parts, strict=True)]
 
 
