@@ -44,7 +44,8 @@ def test_probabilities_and_posteriors_are_those_of_the_definition(case, method, 
 
 def test_probabilities_and_posteriors_are_those_of_forward(case, method, kind):
     """Every sequence, given back as labels, gets the NLL and the posteriors that generating it reported."""
-    one = case(method, kind)
+    # T5's logits of order 1, so that 1e-5 is above the noise of float32.
+    one = case(method, kind, **({"initializer_factor": 0.5} if kind == "t5" else {}))
     for options in searches(method).values():
         out = run(one, **options)
         copies = len(out.sequences) // 2

@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 
-def generator_for(model: Any) -> Generator:
-    """The adapter for a raw Hugging Face model, by its own ``is_encoder_decoder``."""
-    return Seq2SeqGenerator(model) if model.config.is_encoder_decoder else CausalGenerator(model)
+def generator_for(model: Any, *, fast: bool = True) -> Generator:
+    """The adapter for a raw Hugging Face model, by its own ``is_encoder_decoder``; ``fast`` as in :class:`Generator`."""
+    kind = Seq2SeqGenerator if model.config.is_encoder_decoder else CausalGenerator
+    return kind(model, fast=fast)

@@ -1,6 +1,6 @@
 """One small interface over sequence-to-sequence and causal language models.
 
-Rows. A transformers model knows nothing of passages: at the call into it (B, K, …) is flattened to N = B·K rows, and to
+Rows. A transformers model knows nothing of passages: at the call into it (B, K, …) is flattened to N = B·K contexts, and to
 R rows where hypotheses or beams multiply them. Every argument below says which.
 """
 
@@ -8,58 +8,86 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from ragstone.errors import ModelError
+from ragstone.generators.attention import ATTENTION, RowGroups, rows_grouped, select_shared
+from ragstone.generators.packing import accelerated, can_share, is_accelerated
+from ragstone.marginal import label_log_probs
 
 __all__ = ["DecodingState", "EncodedContexts", "Generator", "align_padding", "select_cache", "trim_padding"]
+
+_LOGITS_PER_BLOCK = 2**22
+"""Logits (tokens · V) of scoring that exist at a time: 16 MB in float32, which stays in a CPU's cache."""
 
 
 @dataclass(frozen=True)
 class EncodedContexts:
     """What a generator keeps of N contexts after reading each of them once.
 
-    ``attention_mask`` is (N, S). A seq2seq generator keeps ``hidden`` (N, S, ·), its encoder's output; a causal one keeps
-    ``cache``, the keys and values of the prompt, and ``next_logits`` (N, V), its prediction of the first answer token.
-    Nothing here is ever written to: decoding and scoring work on copies of rows.
+    ``attention_mask`` is (N, S), ``next_logits`` (N, V) the prediction of the first answer token and ``cache`` the keys and
+    values behind it: of a causal generator those of the prompt; of a seq2seq one cross-attention's, and self-attention's
+    of the start token. ``hidden`` (N, S, ·) is a seq2seq encoder's output. Nothing here is ever written to.
     """
 
     attention_mask: Tensor
+    cache: Any
+    next_logits: Tensor
     hidden: Tensor | None = None
-    cache: Any = None
-    next_logits: Tensor | None = None
 
     @property
     def rows(self) -> int:
         """N."""
         return self.attention_mask.shape[0]
 
-    def select(self, rows: Tensor) -> EncodedContexts:
-        """These rows (R,) as contexts of their own: memory is copied, nothing recomputed."""
+    def select(self, rows: Tensor | slice) -> EncodedContexts:
+        """These rows (R,) as contexts of their own: memory is copied (not for a slice), nothing recomputed."""
         return EncodedContexts(
             self.attention_mask[rows],
-            hidden=None if self.hidden is None else self.hidden[rows],
-            cache=None if self.cache is None else select_cache(self.cache, rows),
-            next_logits=None if self.next_logits is None else self.next_logits[rows],
+            select_cache(self.cache, rows),
+            self.next_logits[rows],
+            None if self.hidden is None else self.hidden[rows],
         )
 
 
 @dataclass
 class DecodingState:
-    """Keys and values of R rows in the middle of decoding; :meth:`Generator.step` moves it on."""
+    """R rows in the middle of decoding; :meth:`Generator.step` moves them on.
+
+    ``groups`` says which of N contexts each row reads, where rows share keys and values; ``attention_mask`` is (N, S) of a
+    seq2seq generator, (R, S + t) of a causal one. Where nothing is shared (``groups`` is None), N is R.
+    """
 
     cache: Any
     attention_mask: Tensor
     hidden: Tensor | None = None
+    groups: RowGroups | None = None
 
     def select(self, rows: Tensor) -> DecodingState:
-        """The state of these rows (R',), in this order, repeats allowed: memory is copied, nothing recomputed."""
-        hidden = None if self.hidden is None else self.hidden[rows]
-        return DecodingState(select_cache(self.cache, rows), self.attention_mask[rows], hidden)
+        """The state of these rows (R',), in this order, repeats allowed: memory is copied, nothing recomputed.
+
+        Where rows share contexts, ``rows`` are those of the contexts that stay, G side by side.
+        """
+        if self.groups is None:
+            hidden = None if self.hidden is None else self.hidden[rows]
+            return replace(
+                self, cache=select_cache(self.cache, rows), attention_mask=self.attention_mask[rows], hidden=hidden
+            )
+        copies = self.groups.copies
+        contexts = rows[::copies] // copies
+        return replace(
+            self,
+            cache=_select_rows(self.cache, rows, contexts),
+            attention_mask=self.attention_mask[rows if self.hidden is None else contexts],
+            hidden=None if self.hidden is None else self.hidden[contexts],
+        )
 
     def reorder(self, rows: Tensor) -> None:
         """Keep these rows (R,) in place, as beam search wants it.
@@ -74,10 +102,16 @@ class Generator(ABC):
     """A language model that writes an answer given a context. It holds a reference to ``model`` and owns nothing.
 
     Abstract; :class:`~ragstone.generators.Seq2SeqGenerator` and :class:`~ragstone.generators.CausalGenerator` are final.
+
+    Args:
+        model: the raw Hugging Face model.
+        fast: share keys and values between rows and run on packed weights where the model allows it. False computes the
+            same with copies and the model's own kernels.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, fast: bool = True) -> None:
         self.model = model
+        self.fast = fast
 
     @property
     @abstractmethod
@@ -95,6 +129,46 @@ class Generator(ABC):
         """Read N contexts (N, S) once."""
 
     @abstractmethod
+    def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:
+        """Whether sequences ``tokens`` (R, T) go on where ``contexts`` end, and the tokens that are still to be read."""
+
+    @abstractmethod
+    def _begin(self, contexts: EncodedContexts, rows: Tensor, *, share: bool, fresh: bool) -> DecodingState:
+        """State of R rows, row r on context ``rows[r]``; ``fresh``: before a start token instead of behind it."""
+
+    @abstractmethod
+    def _forward(self, state: DecodingState, tokens: Tensor, *, keep: int) -> Tensor:
+        """Append ``tokens`` (R, n) to ``state``: the last ``keep`` logits (R, keep, V), or all with 0."""
+
+    def accelerated(self) -> AbstractContextManager[None]:
+        """Inside, the model runs on shared keys and packed weights; cheap to enter again."""
+        return accelerated(self.model) if self.fast else _nothing()
+
+    def start(self, contexts: EncodedContexts, tokens: Tensor, copies: int = 1) -> tuple[Tensor, DecodingState]:
+        """Begin decoding with ``tokens`` (N, T0), a start token first if there is one.
+
+        Returns:
+            Logits (N, V) of what follows, and the state of N·``copies`` rows, those of a context side by side. What comes
+            from a context is shared by its rows, or copied; nothing is computed twice.
+        """
+        with self.accelerated():
+            behind, rest = self._split_start(contexts, tokens)
+            rows = torch.arange(contexts.rows, device=tokens.device)
+            many = rows.repeat_interleave(copies)
+            share = self._shares() and copies > 1
+            if not rest.shape[1]:
+                return contexts.next_logits, self._begin(contexts, many, share=self._shares(), fresh=not behind)
+            state = self._begin(contexts, rows, share=self._shares(), fresh=not behind)
+            logits = self.step(state, rest)
+            if copies > 1:
+                state = self._spread(state, many, copies) if share else state.select(many)
+            return logits, state
+
+    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
+        """Append ``tokens`` (R, n) to every row of ``state``: logits (R, V) of what follows."""
+        with self.accelerated(), _grouped(state):
+            return self._forward(state, tokens, keep=1)[:, -1]
+
     def target_logits(self, contexts: EncodedContexts, rows: Tensor, sequences: Tensor) -> Tensor:
         """Logits of given targets from contexts that are encoded already, without encoding them again.
 
@@ -106,14 +180,54 @@ class Generator(ABC):
         Returns:
             (R, T', V), the prediction of each label of ``labels_of(sequences)``.
         """
+        behind, rest = self._split_start(contexts, sequences)
+        first = contexts.next_logits[rows].unsqueeze(1)
+        if rest.shape[1] < 2:
+            return first[:, : rest.shape[1]] if behind else self._no_logits(len(rows))
+        with self.accelerated():
+            state = self._begin(contexts, rows, share=self._shares(), fresh=not behind)
+            with _grouped(state):
+                logits = self._forward(state, rest[:, :-1], keep=0)
+        return torch.cat([first, logits], dim=1) if behind else logits
 
-    @abstractmethod
-    def start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[Tensor, DecodingState]:
-        """Begin decoding on all N rows with ``tokens`` (N, T0): logits (N, V) of what follows, and the state."""
+    def target_log_probs(
+        self, contexts: EncodedContexts, rows: Tensor, sequences: Tensor, counts: Tensor
+    ) -> Tensor:
+        """log p of the labels that count, without ever holding the logits of all of them.
 
-    @abstractmethod
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        """Append ``tokens`` (R, n) to every row of ``state``: logits (R, V) of what follows."""
+        Args:
+            contexts, rows, sequences: as in :meth:`target_logits`.
+            counts: (R, T') bool, which labels are wanted.
+
+        Returns:
+            (R, T'), 0 where a label does not count.
+        """
+        labels = self.labels_of(sequences)
+        behind, rest = self._split_start(contexts, sequences)
+        if not (self.fast and behind and _separates(self)):
+            logits = self.target_logits(contexts, rows, sequences)
+            return label_log_probs(logits, labels).masked_fill(~counts, 0.0)
+        first = contexts.next_logits
+        wide = torch.promote_types(first.dtype, torch.float32)
+        scores = torch.zeros(labels.shape, dtype=wide, device=labels.device)
+        if not labels.shape[1]:
+            return scores
+        totals = torch.cat([part.to(wide).logsumexp(dim=-1) for part in first.split(_block(first))])
+        scores[:, 0] = first[rows, labels[:, 0]].to(wide) - totals[rows]
+        if labels.shape[1] > 1:
+            with self.accelerated():
+                state = self._begin(contexts, rows, share=self._shares(), fresh=False)
+                with _grouped(state), _without_head(self.model) as seen:
+                    self._forward(state, rest[:, :-1], keep=0)
+                wanted = counts[:, 1:]
+                hidden, targets = seen[0][wanted], labels[:, 1:][wanted]
+                block = max(_LOGITS_PER_BLOCK // first.shape[1], 1)
+                parts = [
+                    label_log_probs(_project(self.model, h).unsqueeze(-2), t.unsqueeze(-1)).squeeze(-1)
+                    for h, t in zip(hidden.split(block), targets.split(block), strict=True)
+                ]
+                scores[:, 1:][wanted] = torch.cat(parts).to(wide) if parts else scores.new_zeros(0)
+        return scores.masked_fill(~counts, 0.0)
 
     def labels_of(self, sequences: Tensor) -> Tensor:
         """The tokens of generated sequences (R, T) that the model predicted: all but a start token."""
@@ -137,6 +251,18 @@ class Generator(ABC):
             return self.pad_token_id
         return next(iter(self.eos_token_ids), 0)
 
+    def _shares(self) -> bool:
+        """Whether rows of one context share its keys and values: found out once for each model."""
+        active = is_accelerated(self.model) and self.model.config._attn_implementation == ATTENTION
+        return self.fast and active and _traits(self).shares
+
+    def _spread(self, state: DecodingState, rows: Tensor, copies: int) -> DecodingState:
+        """A state of one row a context as one of ``copies`` rows a context; ``rows`` is each one's context."""
+        mask = state.attention_mask if state.hidden is not None else state.attention_mask[rows]
+        every = torch.arange(len(rows) // copies, device=rows.device)
+        cache = _select_rows(state.cache, rows, every)
+        return replace(state, cache=cache, attention_mask=mask, groups=RowGroups(copies))
+
     def _no_logits(self, rows: int) -> Tensor:
         """The logits of targets without a token: (rows, 0, V)."""
         weight = self.model.get_output_embeddings().weight
@@ -152,7 +278,111 @@ class Generator(ABC):
         return value
 
 
-def select_cache(cache: Any, rows: Tensor) -> Any:
+# What a model allows, found out by trying: does it compute the same with shared keys, and with its output layer apart?
+
+
+@dataclass(frozen=True)
+class _Traits:
+    shares: bool
+    separates: bool
+
+
+_known: WeakKeyDictionary[Any, _Traits] = WeakKeyDictionary()
+_CLOSE = {"rtol": 1e-2, "atol": 1e-2}
+
+
+def _traits(generator: Generator) -> _Traits:
+    model = generator.model
+    if model not in _known:
+        _known[model] = _Traits(False, False)  # while it is being tried
+        with torch.no_grad():
+            _known[model] = _try(generator)
+    return _known[model]
+
+
+def _separates(generator: Generator) -> bool:
+    return _traits(generator).separates
+
+
+def _try(generator: Generator) -> _Traits:
+    """Two contexts of two tokens with two rows each: sharing and projecting apart must give what copying gives."""
+    model, device = generator.model, generator.model.device
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = torch.tensor([[3, 4], [5, 3]], device=device) % vocabulary
+    rows = torch.tensor([0, 0, 1, 1], device=device)
+    tokens = torch.tensor([[4], [3], [5], [4]], device=device) % vocabulary
+
+    def logits(*, share: bool, apart: bool = False) -> Tensor:
+        state = generator._begin(contexts, rows, share=share, fresh=False)
+        with _grouped(state):
+            if not apart:
+                return generator._forward(state, tokens, keep=0)
+            with _without_head(model) as seen:
+                generator._forward(state, tokens, keep=0)
+        return _project(model, seen[0])
+
+    def equal(other: Any) -> bool:
+        try:
+            torch.testing.assert_close(other(), expected, **_CLOSE)
+        except Exception:  # whatever such a model does not know
+            return False
+        return True
+
+    contexts = generator.encode(ids, torch.ones_like(ids))
+    expected = logits(share=False)
+    with accelerated(model):
+        shares = can_share(model) and is_accelerated(model) and equal(lambda: logits(share=True))
+    return _Traits(shares, equal(lambda: logits(share=False, apart=True)))
+
+
+@contextmanager
+def _without_head(model: Any) -> Iterator[list[Tensor]]:
+    """Inside, the output layer computes nothing, and the list receives what it was given."""
+    seen: list[Tensor] = []
+
+    def intercept(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(inputs[0])
+        return (inputs[0][:, :0],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(intercept)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _project(model: Any, hidden: Tensor) -> Tensor:
+    """The logits that ``model`` makes of what its output layer is given: (…, ·) -> (…, V)."""
+    logits = model.get_output_embeddings()(hidden)
+    bias = getattr(model, "final_logits_bias", None)
+    return logits if bias is None else logits + bias
+
+
+def _block(logits: Tensor) -> int:
+    return max(_LOGITS_PER_BLOCK // logits.shape[-1], 1)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _grouped(state: DecodingState) -> AbstractContextManager[None]:
+    return _nothing() if state.groups is None else rows_grouped(state.groups)
+
+
+def _select_rows(cache: Any, rows: Tensor, contexts: Tensor) -> Any:
+    """``rows`` of a cache whose rows share ``contexts``."""
+    if not hasattr(cache, "self_attention_cache"):
+        return select_shared(cache, rows, contexts)
+    new = copy.copy(cache)
+    new.self_attention_cache = select_cache(cache.self_attention_cache, rows)
+    new.cross_attention_cache = select_shared(cache.cross_attention_cache, rows, contexts)
+    new.is_updated = dict(cache.is_updated)
+    return new
+
+
+def select_cache(cache: Any, rows: Tensor | slice) -> Any:
     """A new cache that holds ``rows`` (R,) of this one. The old one is left as it is; nothing is recomputed."""
     new = copy.copy(cache)
     if hasattr(cache, "self_attention_cache"):

@@ -7,8 +7,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ragstone.errors import InputError, ModelError
+from ragstone.generators.attention import RowGroups, share_prompts
 from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding, select_cache
 
 __all__ = ["CausalGenerator"]
@@ -22,8 +24,8 @@ class CausalGenerator(Generator):
     every answer begins in the same column.
     """
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, *, fast: bool = True) -> None:
+        super().__init__(model, fast=fast)
         if getattr(model, "_is_stateful", False):
             raise ModelError(
                 f"{type(model).__name__} keeps a recurrent state instead of keys and values; use a model with attention."
@@ -46,43 +48,33 @@ class CausalGenerator(Generator):
         input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
         inputs = labels.masked_fill(labels < 0, self.fill_token_id)[:, :-1]
         mask = torch.cat([attention_mask, torch.ones_like(inputs)], dim=1)
-        return self._forward(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits
+        return self._call(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
         """One pass over the prompts (N, S), kept as keys, values and the prediction of the first answer token."""
-        from transformers.cache_utils import DynamicCache
-
         input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
         cache = DynamicCache(config=self.model.config)
-        out = self._forward(input_ids, attention_mask, keep=1, past_key_values=cache)
-        return EncodedContexts(attention_mask, cache=out.past_key_values, next_logits=out.logits[:, -1])
+        with self.accelerated():
+            out = self._call(input_ids, attention_mask, keep=1, past_key_values=cache)
+        return EncodedContexts(attention_mask, out.past_key_values, out.logits[:, -1])
 
-    def target_logits(self, contexts: EncodedContexts, rows: Tensor, sequences: Tensor) -> Tensor:
-        """Teacher-forced pass over ``sequences`` (R, T) behind their prompts -> (R, T, V)."""
-        assert contexts.next_logits is not None
-        first = contexts.next_logits[rows].unsqueeze(1)
-        if sequences.shape[1] < 2:
-            return first[:, : sequences.shape[1]]
-        inputs = sequences[:, :-1]
-        mask = torch.cat([contexts.attention_mask[rows], torch.ones_like(inputs)], dim=1)
-        out = self._forward(inputs, mask, past_key_values=select_cache(contexts.cache, rows))
-        return torch.cat([first, out.logits], dim=1)
+    def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:
+        return True, tokens
 
-    def start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[Tensor, DecodingState]:
-        """Nothing is computed: the prompt's own prediction is the first step."""
-        assert contexts.next_logits is not None
-        every_row = torch.arange(contexts.rows, device=contexts.attention_mask.device)
-        state = DecodingState(select_cache(contexts.cache, every_row), contexts.attention_mask)
-        return (self.step(state, tokens) if tokens.shape[1] else contexts.next_logits), state
+    def _begin(self, contexts: EncodedContexts, rows: Tensor, *, share: bool, fresh: bool) -> DecodingState:
+        mask = contexts.attention_mask[rows]
+        if share and all(type(layer) is DynamicLayer for layer in contexts.cache.layers):
+            groups = RowGroups.of(rows, contexts.rows)
+            return DecodingState(share_prompts(contexts.cache, len(rows)), mask, groups=groups)
+        return DecodingState(select_cache(contexts.cache, rows), mask)
 
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        """One pass over (R, n) new tokens."""
+    def _forward(self, state: DecodingState, tokens: Tensor, *, keep: int) -> Tensor:
         state.attention_mask = torch.cat([state.attention_mask, torch.ones_like(tokens)], dim=1)
-        out = self._forward(tokens, state.attention_mask, keep=1, past_key_values=state.cache)
+        out = self._call(tokens, state.attention_mask, keep=keep, past_key_values=state.cache)
         state.cache = out.past_key_values
-        return out.logits[:, -1]
+        return out.logits
 
-    def _forward(self, input_ids: Tensor, mask: Tensor, *, keep: int = 0, past_key_values: Any = None) -> Any:
+    def _call(self, input_ids: Tensor, mask: Tensor, *, keep: int = 0, past_key_values: Any = None) -> Any:
         """The model on the last columns of ``mask``; ``keep`` logits from the end (0: all)."""
         options: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": past_key_values is not None}
         if "position_ids" in self._names:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, final
 
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from ragstone.errors import ModelError
-from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding
+from ragstone.generators.attention import RowGroups, share_contexts
+from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding, select_cache
 
 __all__ = ["Seq2SeqGenerator"]
 
@@ -56,48 +59,40 @@ class Seq2SeqGenerator(Generator):
         return shifted.masked_fill(shifted < 0, self.fill_token_id)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
-        """One pass of the encoder; (N, S) -> hidden (N, S, ·)."""
+        """One pass of the encoder, and of the decoder over the start token, which leaves cross-attention's keys behind."""
         input_ids, attention_mask = align_padding(input_ids, attention_mask, left=False)
-        out = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-        return EncodedContexts(attention_mask, hidden=out.last_hidden_state)
+        with self.accelerated():
+            out = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            state = DecodingState(cache, attention_mask, out.last_hidden_state)
+            start = input_ids.new_full((len(input_ids), 1), self.start_token_id)
+            logits = self._forward(state, start, keep=1)
+        return EncodedContexts(attention_mask, state.cache, logits[:, -1], state.hidden)
 
-    def target_logits(self, contexts: EncodedContexts, rows: Tensor, sequences: Tensor) -> Tensor:
-        """Teacher-forced decoder pass over ``sequences`` (R, 1 + T), start token included -> (R, T, V)."""
+    def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:
+        behind = bool((tokens[:, :1] == self.start_token_id).all())  # another may be given as decoder_start_token_id
+        return behind, tokens[:, 1:] if behind else tokens
+
+    def _begin(self, contexts: EncodedContexts, rows: Tensor, *, share: bool, fresh: bool) -> DecodingState:
+        own, cross = contexts.cache.self_attention_cache, contexts.cache.cross_attention_cache
+        cache = EncoderDecoderCache(
+            DynamicCache() if fresh else select_cache(own, rows), share_contexts(cross) if share else select_cache(cross, rows)
+        )
+        cache.is_updated = dict(contexts.cache.is_updated)
+        if share:
+            groups = RowGroups.of(rows, contexts.rows)
+            return DecodingState(cache, contexts.attention_mask, contexts.hidden, groups)
         assert contexts.hidden is not None
-        if sequences.shape[1] < 2:
-            return self._no_logits(len(sequences))
-        out = self.model(
-            encoder_outputs=_encoder_output(contexts.hidden[rows]),
-            attention_mask=contexts.attention_mask[rows],
-            decoder_input_ids=sequences[:, :-1],
-            use_cache=False,
-        )
-        return out.logits
+        return DecodingState(cache, contexts.attention_mask[rows], contexts.hidden[rows])
 
-    def start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[Tensor, DecodingState]:
-        """The start token runs once per context, so cross-attention keys and values are computed once and then copied."""
-        from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
-        state = DecodingState(
-            EncoderDecoderCache(DynamicCache(), DynamicCache()), contexts.attention_mask, contexts.hidden
-        )
-        return self.step(state, tokens), state
-
-    def step(self, state: DecodingState, tokens: Tensor) -> Tensor:
-        """One decoder pass over (R, n) new tokens."""
+    def _forward(self, state: DecodingState, tokens: Tensor, *, keep: int) -> Tensor:
         assert state.hidden is not None
         out = self.model(
-            encoder_outputs=_encoder_output(state.hidden),
+            encoder_outputs=BaseModelOutput(last_hidden_state=state.hidden),
             attention_mask=state.attention_mask,
             decoder_input_ids=tokens,
             past_key_values=state.cache,
             use_cache=True,
         )
         state.cache = out.past_key_values
-        return out.logits[:, -1]
-
-
-def _encoder_output(hidden: Tensor) -> Any:
-    from transformers.modeling_outputs import BaseModelOutput
-
-    return BaseModelOutput(last_hidden_state=hidden)
+        return out.logits[:, -keep:]

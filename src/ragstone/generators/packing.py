@@ -1,0 +1,128 @@
+"""Weights in the layout that the CPU's matrix kernels read fastest, made once for each layer and used without gradient.
+
+A linear layer with few input rows is bound by reading its weights, and oneDNN reorders them at every call. Weights that
+are reordered beforehand are read at the memory's own rate: two to four times as fast at the sizes of a decoding step
+(``benchmarks/kernels.py``). The packed copies cost as much memory as the weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ragstone.generators.attention import ATTENTION
+
+__all__ = ["accelerated", "can_share", "is_accelerated"]
+
+MAX_PACKED_BYTES = 4 * 2**30
+"""Models with more weights than this keep one copy of them."""
+
+_lock = threading.RLock()
+_depth: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[nn.Linear, tuple[Any, Callable[[Tensor], Tensor]]] = WeakKeyDictionary()
+
+
+def can_share(model: Any) -> bool:
+    """Whether every part of ``model`` calls attention through transformers' table, as ``sdpa``."""
+    configs = _configs(model)
+    functional = all(part._can_set_attn_implementation() for part in _parts(model))
+    return functional and bool(configs) and all(c._attn_implementation in ("sdpa", ATTENTION) for c in configs)
+
+
+def is_accelerated(model: Any) -> bool:
+    """Whether this is the inside of :func:`accelerated`, with effect."""
+    return bool(_depth.get(model))
+
+
+@contextmanager
+def accelerated(model: Any) -> Iterator[None]:
+    """Let ``model`` run on Ragstone's attention and on packed weights inside; outside it is as it was.
+
+    May be entered again inside itself, and by several threads. With gradients on, or in training mode, it does nothing.
+    """
+    if torch.is_grad_enabled() or model.training:
+        yield
+        return
+    with _lock:
+        depth = _depth[model] = _depth.get(model, 0) + 1
+        if depth == 1:
+            _switch_on(model)
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth[model] -= 1
+            if not _depth[model]:
+                _switch_off(model)
+
+
+def _switch_on(model: Any) -> None:
+    if can_share(model):
+        for config in _configs(model):
+            config._attn_implementation_internal = ATTENTION
+    if _can_pack(model):
+        for module in model.modules():
+            if type(module) is nn.Linear and "forward" not in vars(module):
+                module.forward = _packed_forward(module)
+
+
+def _switch_off(model: Any) -> None:
+    for config in _configs(model):
+        if config._attn_implementation == ATTENTION:
+            config._attn_implementation_internal = "sdpa"
+    for module in model.modules():
+        if type(module) is nn.Linear and vars(module).get("forward") is _packed.get(module, (None, None))[1]:
+            vars(module).pop("forward", None)
+
+
+def _packed_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The layer on its packed weight, which is made anew when the weight has changed."""
+    weight, bias = module.weight, module.bias
+    key = (weight.data_ptr(), weight._version, weight.dtype, None if bias is None else bias.data_ptr())
+    known = _packed.get(module)
+    if known is None or known[0] != key:
+        known = _packed[module] = (key, _on_demand(weight.detach(), None if bias is None else bias.detach()))
+    return known[1]
+
+
+def _on_demand(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Packed at the first call, so that layers which are never called cost nothing."""
+    packed: list[Tensor] = []
+
+    def forward(values: Tensor) -> Tensor:
+        if not packed:
+            packed.append(torch.ops.mkldnn._reorder_linear_weight(weight))
+        if values.dtype != weight.dtype or not values.numel():
+            return F.linear(values, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(values, packed[0], bias, "none", [], "")
+
+    return forward
+
+
+def _can_pack(model: Any) -> bool:
+    weight = next(model.parameters())
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and not weight.is_inference()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and sum(p.numel() * p.element_size() for p in model.parameters()) <= MAX_PACKED_BYTES
+    )
+
+
+def _parts(model: Any) -> list[Any]:
+    return [m for m in model.modules() if hasattr(m, "_can_set_attn_implementation")]
+
+
+def _configs(model: Any) -> list[Any]:
+    """Every config that a module of ``model`` reads its attention from, each once."""
+    found = (getattr(module, "config", None) for module in model.modules())
+    return list({id(c): c for c in found if hasattr(c, "_attn_implementation_internal")}.values())
