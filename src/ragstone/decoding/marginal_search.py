@@ -1,14 +1,14 @@
 """RAG-Token decoding: ordinary search over the marginal next-token distribution (paper §2.5).
 
 p(y_t|x,y_<t) = Σ_k p(z_k|x) p(y_t|x,z_k,y_<t) is a language model like any other, so transformers' own generation loop
-searches it: greedy, beam, sampling, constraints, processors, stopping criteria, streamers. With K = 1 the same search
-decodes under one passage alone, which is how RAG-Sequence uses it.
+searches it: greedy, beam, sampling, constraints, processors, stopping criteria, streamers. Plain greedy and beam search take
+the quicker loop of :mod:`ragstone.decoding.quick_search`, which finds the same. With K = 1 the same search decodes under one
+passage alone, which is how RAG-Sequence uses it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,16 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from ragstone.decoding.contexts import Contexts
+from ragstone.decoding.options import is_neutral, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput
-from ragstone.decoding.scoring import Hypothesis, hypotheses_of, predicted_tokens, score_sequences
+from ragstone.decoding.quick_search import Found, SearchPlan, quick_search
+from ragstone.decoding.scoring import predicted_tokens, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
 from ragstone.marginal import log_probs, marginal_next_token, mean_token_posterior, token_log_likelihood
 
-__all__ = ["marginal_search", "option", "permitted", "rag_token_generate"]
+__all__ = ["marginal_search", "rag_token_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,28 +45,30 @@ _UNSUPPORTED = {
 }
 
 
-def rag_token_generate(
-    generator: Generator, contexts: EncodedContexts, log_prior: Tensor, **options: Any
-) -> RagGenerateOutput:
-    """Search the marginal distribution, then score what was found under the model itself.
+def rag_token_generate(contexts: Contexts, log_prior: Tensor, **options: Any) -> RagGenerateOutput:
+    """Search the marginal distribution; what is reported of the result is the model's own.
 
     Args:
-        generator: the adapter that encoded ``contexts``.
-        contexts: N = B·K encoded contexts, row b·K + k.
+        contexts: N = B·K contexts, row b·K + k.
         log_prior: (B, K), log p(z|x).
         options: those of transformers' ``generate``.
 
     Returns:
         ``log_probs``, ``posteriors`` and ``token_posteriors`` are exact whatever the search was told to do.
     """
-    found = marginal_search(generator, contexts, log_prior, **options)
-    sequences, passages = found.sequences, log_prior.shape[1]
+    generator, passages = contexts.generator, log_prior.shape[1]
+    found = marginal_search(generator, contexts.encode(), log_prior, **options)
+    sequences, token_log_probs = found.sequences, found.token_log_probs
     questions = torch.arange(log_prior.shape[0], device=sequences.device)
     questions = questions.repeat_interleave(sequences.shape[0] // len(questions))
-    sequences = _repeat_permitted(generator, sequences, questions.tolist(), options)
-    token_log_probs = score_sequences(generator, contexts, questions, sequences, passages)
+    if found.repeated:
+        logger.warning("There are too few strings: %d of %d sequences repeat another.", found.repeated, len(sequences))
+    if token_log_probs is None:
+        sequences = _repeat_permitted(generator, sequences, questions.tolist(), options)
+        token_log_probs = score_sequences(contexts, questions, sequences, passages)
     counts = predicted_tokens(generator, sequences)[1]
-    prior = log_prior[questions]
+    token_log_probs = token_log_probs.masked_fill(~counts.unsqueeze(1), 0.0)
+    prior, output = log_prior[questions], found.output or {}
     posteriors, by_token = mean_token_posterior(prior, token_log_probs, counts)
     return RagGenerateOutput(
         sequences=sequences,
@@ -71,10 +76,10 @@ def rag_token_generate(
         posteriors=posteriors,
         token_posteriors=by_token,
         token_log_probs=token_log_probs,
-        sequences_scores=found.get("sequences_scores"),
-        scores=found.get("scores"),
-        logits=found.get("logits"),
-        beam_indices=found.get("beam_indices"),
+        sequences_scores=output.get("sequences_scores"),
+        scores=output.get("scores"),
+        logits=output.get("logits"),
+        beam_indices=output.get("beam_indices"),
     )
 
 
@@ -91,11 +96,23 @@ def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[i
 
 
 @torch.no_grad()
-def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: Tensor, **options: Any) -> ModelOutput:
-    """transformers' ``generate`` over the marginal of B questions with K passages: its own output, scores included."""
+def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: Tensor, **options: Any) -> Found:
+    """Search the marginal of B questions with K passages (N = B·K contexts) with the options of ``generate``."""
     for name, reason in _UNSUPPORTED.items():
-        if not _is_neutral(option(generator, options, name)):
+        if not is_neutral(option(generator, options, name)):
             raise InputError(f"generate({name}=…) cannot be used here: {reason}; leave it out.")
+    plan = SearchPlan.of(generator, options, log_prior.device) if generator.fast else None
+    if plan is not None:
+        return quick_search(generator, contexts, log_prior, plan)
+    with generator.accelerated():
+        output = _transformers_search(generator, contexts, log_prior, options)
+    return Found(output.sequences, output.get("sequences_scores"), output=output)
+
+
+def _transformers_search(
+    generator: Generator, contexts: EncodedContexts, log_prior: Tensor, options: dict[str, Any]
+) -> ModelOutput:
+    """transformers' ``generate`` over the marginal: its own output, scores included."""
     # The loop needs no attention mask, caching is always on, and the dictionary is unpacked by the caller.
     options = {k: v for k, v in options.items() if k not in ("attention_mask", "use_cache", "return_dict_in_generate")}
     empty = torch.zeros(log_prior.shape[0], 0, 1, device=log_prior.device)
@@ -124,44 +141,6 @@ def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: 
         raise
 
 
-def option(generator: Generator, options: dict[str, Any], name: str, default: Any = None) -> Any:
-    """What ``generate`` takes for ``name``: the argument, else the generation config given, else the model's own."""
-    configs = options.get("generation_config"), generator.model.generation_config
-    values = (options.get(name), *(getattr(config, name, None) for config in configs))
-    return next((value for value in values if value is not None), default)
-
-
-def _is_neutral(value: Any) -> bool:
-    """Whether an option says what leaving it out says: a penalty of 1, n-grams of 0, nothing."""
-    return value is None or value is False or (type(value) in (int, float) and value in (0, 1))
-
-
-def permitted(generator: Generator, options: dict[str, Any], questions: Sequence[int], sequences: Tensor) -> list[bool]:
-    """Which of R sequences say something, and nothing that the caller's constraint forbids.
-
-    Where a constraint allows fewer strings than there are beams, the loop fills up with strings of its own. Forced tokens
-    are beyond a constraint.
-    """
-    constraint = options.get("prefix_allowed_tokens_fn")
-    if constraint is None or option(generator, options, "num_beams", 1) == 1:
-        return [True] * len(questions)
-    given, start = options.get("decoder_input_ids"), generator.start_token_id
-    prompt = 0 if start is None else 1
-    if given is not None:  # the loop puts the start token before it where it is missing
-        prompt = int(given.shape[1]) + int(bool((given[:, 0] != start).all()))
-    forced = {prompt: "forced_bos_token_id", sequences.shape[1] - 1: "forced_eos_token_id"}
-
-    def obeys(question: int, tokens: Hypothesis, t: int) -> bool:
-        exempt = option(generator, options, forced[t], ()) if t in forced else ()
-        exempt = (exempt,) if isinstance(exempt, int) else exempt
-        return tokens[t] in exempt or tokens[t] in constraint(question, torch.tensor(tokens[:t]))
-
-    return [
-        len(tokens) > prompt and all(obeys(question, tokens, t) for t in range(prompt, len(tokens)))
-        for question, tokens in zip(questions, hypotheses_of(generator, sequences), strict=True)
-    ]
-
-
 class _MarginalState:
     """What the loop passes on from step to step in place of a cache: R·K rows of decoding state and what they have read."""
 
@@ -170,6 +149,7 @@ class _MarginalState:
     def __init__(self, passages: int) -> None:
         self.passages = passages
         self.read = 0
+        self.copies = 1
         self.decoding: DecodingState | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -179,8 +159,7 @@ class _MarginalState:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beams (R,) become rows (R·K,): a beam takes all of its passages along."""
         assert self.decoding is not None
-        slots = torch.arange(self.passages, device=beam_idx.device)
-        self.decoding.reorder((beam_idx.unsqueeze(1) * self.passages + slots).flatten())
+        self.decoding.reorder(_under_every_passage(beam_idx, self.copies, self.passages))
 
 
 @dataclass
@@ -241,19 +220,24 @@ class _MarginalModel(GenerationMixin):
         state, passages = past_key_values, log_prior.shape[1]
         new_tokens = input_ids[:, state.read :]
         if state.decoding is None:
-            # The R rows are still equal within a question: read the start once per passage, then copy.
-            copies = input_ids.shape[0] * passages // self.contexts.rows
+            # The R rows are still equal within a question: read the start once per passage.
+            state.copies = copies = input_ids.shape[0] * passages // self.contexts.rows
             start = new_tokens[::copies].repeat_interleave(passages, dim=0)
-            logits, decoding = self.generator.start(self.contexts, start)
-            next_token = self._marginal(logits, log_prior[::copies]).repeat_interleave(copies, dim=0)
-            rows = torch.arange(self.contexts.rows, device=start.device).view(-1, 1, passages)
-            state.decoding = decoding.select(rows.expand(-1, copies, -1).flatten()) if copies > 1 else decoding
+            logits, state.decoding = self.generator.start(self.contexts, start, copies)
+            logits = logits.view(-1, passages, 1, logits.shape[-1]).expand(-1, -1, copies, -1)
         else:
-            logits = self.generator.step(state.decoding, new_tokens.repeat_interleave(passages, dim=0))
-            next_token = self._marginal(logits, log_prior)
+            batch = new_tokens.view(-1, 1, state.copies, new_tokens.shape[1])
+            rows = batch.expand(-1, passages, -1, -1).reshape(-1, new_tokens.shape[1])
+            logits = self.generator.step(state.decoding, rows)
+            logits = logits.view(-1, passages, state.copies, logits.shape[-1])
+        # (B, K, G, V), the G rows of a question side by side under each passage -> (R, K, V)
+        by_row = log_probs(logits).transpose(1, 2).flatten(0, 1)
         state.read = input_ids.shape[1]
-        return _MarginalOutput(logits=next_token.unsqueeze(1), past_key_values=state)
+        return _MarginalOutput(marginal_next_token(log_prior, by_row).unsqueeze(1), state)
 
-    def _marginal(self, logits: Tensor, log_prior: Tensor) -> Tensor:
-        """(R·K, V), (R, K) -> (R, V)."""
-        return marginal_next_token(log_prior, log_probs(logits).view(*log_prior.shape, -1))
+
+def _under_every_passage(rows: Tensor, copies: int, passages: int) -> Tensor:
+    """Rows b·G + g (R,) as rows (b·K + k)·G + g (R·K,) of the decoding state, whose own order is that of the result."""
+    question, copy = rows.view(-1, 1, copies) // copies, rows.view(-1, 1, copies) % copies
+    slots = torch.arange(passages, device=rows.device).view(1, -1, 1)
+    return ((question * passages + slots) * copies + copy).flatten()

@@ -26,6 +26,8 @@ class RagGenerateOutput(ModelOutput):
             where ``output_scores`` asked for it.
         scores: processed next-token scores per step, each (rows, V), where ``output_scores`` asked for them (RAG-Token).
         logits: marginal log-probabilities per step, each (rows, V), where ``output_logits`` asked for them (RAG-Token).
+        log_prob_bounds: (R, 2), between which log p(y|x) lies (RAG-Sequence): both are ``log_probs`` unless ``complete=False``
+            left passages out, in which case ``log_probs`` is the lower one and ``posteriors`` leave those passages out.
         beam_indices: (R, T) as transformers' beam search reports them (RAG-Token).
     """
 
@@ -38,3 +40,4 @@ class RagGenerateOutput(ModelOutput):
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
     beam_indices: Tensor | None = None
+    log_prob_bounds: Tensor | None = None

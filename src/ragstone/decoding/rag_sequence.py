@@ -1,24 +1,29 @@
 """RAG-Sequence decoding: thorough, fast (paper §2.5) and ancestral sampling.
 
 p(y|x) = Σ_k p(z_k|x) p(y|x,z_k) does not break into tokens, so hypotheses are searched under each passage alone and then
-weighed against each other by the marginal.
+weighed against each other by the marginal. Most of that weighing can be left out without changing the winner: what a search
+computed is not computed again, a hypothesis that can no longer win is dropped, and passages that cannot change the winner
+any more are not even read (:mod:`ragstone.decoding.hypotheses` has the bounds).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ragstone.decoding.marginal_search import marginal_search, option, permitted
+from ragstone.decoding.contexts import Contexts
+from ragstone.decoding.hypotheses import HypothesisTable
+from ragstone.decoding.marginal_search import marginal_search
+from ragstone.decoding.options import option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput
-from ragstone.decoding.scoring import Hypothesis, hypotheses_of, score_pairs, score_sequences
+from ragstone.decoding.scoring import hypotheses_of, score_pairs, score_sequences
 from ragstone.errors import InputError
-from ragstone.generators import EncodedContexts, Generator
+from ragstone.generators import Generator
 from ragstone.generators.prompts import pad_rows
 from ragstone.marginal import sequence_log_likelihood, sequence_posterior
 
@@ -28,20 +33,18 @@ logger = logging.getLogger(__name__)
 
 DECODE_MODES = ("thorough", "fast")
 
+_FEW_PAIRS = 64
+"""So few pairs are scored in one go: pruning between rounds would save less than a round costs."""
 
-@dataclass(frozen=True)
-class _Ranked:
-    """At most n sequences (n, T) of one question, best first, what ranked them (n,), and their scores (n, K, T')."""
+_ENDS_EARLY = ("stopping_criteria", "stop_strings", "max_time")
+"""Options under which one hypothesis may be the beginning of another."""
 
-    sequences: Tensor
-    ranks: Tensor
-    token_log_probs: Tensor
+Watcher = Callable[[int, tuple[int, ...]], None]
 
 
 @torch.no_grad()
 def rag_sequence_generate(
-    generator: Generator,
-    contexts: EncodedContexts,
+    contexts: Contexts,
     log_prior: Tensor,
     *,
     decode: Literal["thorough", "fast"] = "thorough",
@@ -49,18 +52,21 @@ def rag_sequence_generate(
     num_beams: int | None = None,
     do_sample: bool | None = None,
     deduplicate: bool = True,
+    prune: bool = True,
+    early_stop: bool = True,
+    complete: bool = True,
+    watcher: Watcher | None = None,
     **options: Any,
 ) -> RagGenerateOutput:
     """Answer B questions with K passages each.
 
-    *Thorough*: every hypothesis found under any passage is scored under every passage and ranked by the marginal. *Fast*: a
-    hypothesis is ranked by the passages whose own search found it, all others counting as 0. With ``do_sample`` each
-    sequence is drawn ancestrally, z ~ p(z|x) and then y ~ p(y|x,z), without deduplication. Whatever ranked or drew them,
-    the ``log_probs`` and ``posteriors`` returned are those of the full marginal.
+    *Thorough*: every hypothesis found under any passage is ranked by its marginal over all passages. *Fast*: a hypothesis is
+    ranked by the passages whose own search found it, all others counting as 0. With ``do_sample`` each sequence is drawn
+    ancestrally, z ~ p(z|x) and then y ~ p(y|x,z), without deduplication. Whatever ranked or drew them, the ``log_probs`` and
+    ``posteriors`` returned are those of the full marginal.
 
     Args:
-        generator: the adapter that encoded ``contexts``.
-        contexts: N = B·K encoded contexts, row b·K + k.
+        contexts: N = B·K contexts, row b·K + k.
         log_prior: (B, K), log p(z|x).
         decode: how hypotheses are ranked.
         num_return_sequences: rows a question. Where fewer distinct hypotheses are found for a question its search is
@@ -68,91 +74,170 @@ def rag_sequence_generate(
         num_beams: beams (and hypotheses) of each passage's own search.
         do_sample: draw instead of search.
         deduplicate: keep one of equal hypotheses.
+        prune: drop hypotheses that can no longer win (thorough). The result is the same without.
+        early_stop: leave passages unread that can no longer change the winner (thorough, one returned sequence). The
+            winner is the same without.
+        complete: score what is returned under all passages. False leaves the bounds that ranked it.
+        watcher: called with a question and its best hypothesis so far, whenever that changes.
         options: those of transformers' ``generate``, for each passage's own search. What is None here and above is
             taken from the generation config.
     """
+    generator = contexts.generator
     if decode not in DECODE_MODES:
         raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
     given = {"num_return_sequences": num_return_sequences, "num_beams": num_beams, "do_sample": do_sample, **options}
-    num_return_sequences, num_beams = (option(generator, given, n, 1) for n in ("num_return_sequences", "num_beams"))
-    if num_return_sequences < 1 or num_beams < 1:
-        raise InputError(
-            f"num_return_sequences is {num_return_sequences} and num_beams is {num_beams}; both must be at least 1."
-        )
+    count, beams = (option(generator, given, name, 1) for name in ("num_return_sequences", "num_beams"))
+    if count < 1 or beams < 1:
+        raise InputError(f"num_return_sequences is {count} and num_beams is {beams}; both must be at least 1.")
     if options.get("streamer") is not None:
         raise InputError("RAG-Sequence ranks finished hypotheses, so no token can be streamed; use RAG-Token.")
     if option(generator, given, "do_sample", False):
-        return _collect(
-            generator, log_prior, _sample(generator, contexts, log_prior, num_return_sequences, num_beams, options)
+        return _sample(contexts, log_prior, count, beams, options)
+    disjoint = not any(option(generator, options, name) for name in _ENDS_EARLY)
+    search = _Search(contexts, log_prior, options, watcher, disjoint=disjoint)
+    search.run(beams, count, thorough=decode == "thorough", prune=prune, early_stop=early_stop and count == 1)
+    few = [b for b, table in enumerate(search.tables) if search.variety(table, deduplicate) < count]
+    if few:
+        # Only the questions that lack hypotheses search again, so that an answer does not depend on its batch.
+        search.widen(few, max(count, 2 * beams), deduplicate)
+        search.score(few, count, thorough=decode == "thorough", prune=prune)
+    ranks = [_ranks(table, decode) for table in search.tables]
+    chosen = [_best(table, row, count, deduplicate) for table, row in zip(search.tables, ranks, strict=True)]
+    if complete:
+        search.complete(chosen)
+        if decode == "thorough":
+            ranks = [_ranks(table, decode) for table in search.tables]
+    return _collect(generator, log_prior, search.tables, chosen, ranks)
+
+
+class _Search:
+    """The hypotheses of B questions while they are found and scored, all questions in the same batches."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        log_prior: Tensor,
+        options: dict[str, Any],
+        watcher: Watcher | None,
+        *,
+        disjoint: bool,
+    ) -> None:
+        self.contexts, self.log_prior, self.options = contexts, log_prior, options
+        self.watcher, self.watched = watcher, {}  # type: ignore[var-annotated]
+        self.tables = [HypothesisTable(row, disjoint=disjoint) for row in log_prior]
+
+    def run(self, beams: int, count: int, *, thorough: bool, prune: bool, early_stop: bool) -> None:
+        """Search every question's passages, the likely ones first, until nothing can change the best ``count``."""
+        going = list(range(len(self.tables)))
+        while going:
+            chunk = [
+                (b, k) for b in going for k in self.tables[b].next_passages(stop_early=thorough and early_stop)
+            ]
+            self._find(chunk, beams)
+            for b, k in chunk:
+                self.tables[b].seen.append(k)
+            self.score(going, count, thorough=thorough, prune=prune)
+            self._tell(going)
+            left = [b for b in going if len(self.tables[b].seen) < len(self.tables[b].order)]
+            going = [b for b in left if not self.tables[b].certified()]
+
+    def widen(self, questions: list[int], beams: int, deduplicate: bool) -> None:
+        """Search with more beams for questions that lack hypotheses."""
+        for b in questions:
+            if not deduplicate:
+                self.tables[b].found.clear()  # the wider search finds all of these again
+        self._find([(b, k) for b in questions for k in self.tables[b].order], beams)
+
+    @staticmethod
+    def variety(table: HypothesisTable, deduplicate: bool) -> int:
+        """How many sequences can be returned."""
+        return len(table.hypotheses) if deduplicate else len(table.found)
+
+    def _find(self, chunk: list[tuple[int, int]], beams: int) -> None:
+        """Search under each passage k of question b in ``chunk`` alone."""
+        generator, device = self.contexts.generator, self.log_prior.device
+        chunk = sorted(chunk)
+        rows = torch.tensor([b * self.log_prior.shape[1] + k for b, k in chunk], device=device)
+        questions = torch.tensor([b for b, _ in chunk], device=device)
+        options = {**self.options, "num_beams": beams, "num_return_sequences": beams, "do_sample": False}
+        found = _search_rows(generator, self.contexts.encode(rows), questions, options)
+        owners = [pair for pair in chunk for _ in range(beams)]
+        fine = permitted(generator, options, [b for b, _ in owners], found.sequences)
+        prompt = found.sequences.shape[1] - generator.labels_of(found.sequences).shape[1]
+        padding = generator.pad_token_id
+        for n, ((b, k), hypothesis) in enumerate(zip(owners, hypotheses_of(generator, found.sequences), strict=True)):
+            if not fine[n] and n % beams:  # the best of a passage is always kept
+                continue
+            table = self.tables[b]
+            number = table.add(hypothesis, k)
+            if padding not in generator.eos_token_ids and padding in hypothesis[prompt:]:
+                table.disjoint = False
+            elif found.token_log_probs is not None:
+                table.score(number, k, found.token_log_probs[n, 0, : len(hypothesis) - prompt])
+
+    def score(self, questions: list[int], count: int, *, thorough: bool, prune: bool) -> None:
+        """Score what may be among the best ``count`` of each question under all passages that have been searched.
+
+        In rounds: each covers half of the pairs that are still unscored, the likely passages first, after which hypotheses
+        that can no longer be among the best are dropped. Not ``thorough``: only under the passages that found them.
+        """
+        if not thorough:
+            own = [(b, h, k) for b in questions for h, k in dict.fromkeys(self.tables[b].found)]
+            self._score([(b, h, k) for b, h, k in own if (h, k) not in self.tables[b].tokens])
+            return
+        while True:
+            pairs = []
+            for b in questions:
+                table = self.tables[b]
+                numbers = table.candidates(count)
+                if prune and len(numbers) <= count and len(table.seen) == len(table.order) and count == 1:
+                    continue  # the winner is known
+                missing = table.unscored(numbers if prune else table.candidates(len(table.hypotheses)), table.seen)
+                if prune and len(missing) > _FEW_PAIRS:
+                    missing = missing[: max(len(missing) // 2, _FEW_PAIRS)]
+                pairs += [(b, h, k) for h, k in missing]
+            if not pairs:
+                return
+            self._score(pairs)
+
+    def complete(self, chosen: list[list[int]]) -> None:
+        """Score the chosen hypotheses under every passage, read or not."""
+        self._score(
+            [
+                (b, h, k)
+                for b, numbers in enumerate(chosen)
+                for h in dict.fromkeys(numbers)
+                for k in self.tables[b].order
+                if (h, k) not in self.tables[b].tokens
+            ]
         )
 
-    def hypotheses(pairs: list[tuple[Hypothesis, int]]) -> list[Hypothesis]:
-        return list(dict.fromkeys(h for h, _ in pairs)) if deduplicate else [h for h, _ in pairs]
+    def _score(self, pairs: list[tuple[int, int, int]]) -> None:
+        """Score hypotheses h of questions b under passages k."""
+        if not pairs:
+            return
+        device, passages = self.log_prior.device, self.log_prior.shape[1]
+        fill = self.contexts.generator.fill_token_id
+        hypotheses = [self.tables[b].hypotheses[h] for b, h, _ in pairs]
+        sequences = pad_rows(hypotheses, fill=fill)[0].to(device)
+        prompt = sequences.shape[1] - self.contexts.generator.labels_of(sequences).shape[1]
+        rows = torch.tensor([b * passages + k for b, _, k in pairs], device=device)
+        scores = score_pairs(self.contexts, rows, sequences)
+        for (b, h, k), hypothesis, row in zip(pairs, hypotheses, scores, strict=True):
+            self.tables[b].score(h, k, row[: len(hypothesis) - prompt])
 
-    everyone = list(range(log_prior.shape[0]))
-    found = _search(generator, contexts, log_prior, everyone, num_beams, options)
-    # Only the questions that lack hypotheses search again, so that an answer does not depend on its batch.
-    few = [question for question in everyone if len(hypotheses(found[question])) < num_return_sequences]
-    if few:
-        wide = _search(generator, contexts, log_prior, few, max(num_return_sequences, 2 * num_beams), options)
-        for question in few:
-            found[question] = found[question] + wide[question] if deduplicate else wide[question]
-    candidates = [hypotheses(found[question]) for question in everyone]
-    if decode == "thorough":
-        ranked = _rank_thorough(generator, contexts, log_prior, candidates, num_return_sequences)
-    else:
-        ranked = _rank_fast(generator, contexts, log_prior, candidates, found, num_return_sequences)
-    return _collect(generator, log_prior, [_fill(r, num_return_sequences) for r in ranked])
-
-
-def _search(
-    generator: Generator,
-    contexts: EncodedContexts,
-    log_prior: Tensor,
-    questions: list[int],
-    num_beams: int,
-    options: dict[str, Any],
-) -> dict[int, list[tuple[Hypothesis, int]]]:
-    """Search under each real passage of ``questions`` alone: for each its (hypothesis, passage k) pairs, in order of k."""
-    passages = log_prior.shape[1]
-    wanted = torch.zeros_like(log_prior, dtype=torch.bool)
-    wanted[questions] = ~torch.isneginf(log_prior[questions])
-    rows = wanted.flatten().nonzero().squeeze(1)
-    options = {**options, "num_beams": num_beams, "num_return_sequences": num_beams, "do_sample": False}
-    part = contexts if len(rows) == contexts.rows else contexts.select(rows)
-    sequences = _search_rows(generator, part, rows // passages, options)
-    found: dict[int, list[tuple[Hypothesis, int]]] = {question: [] for question in questions}
-    owners = rows.repeat_interleave(num_beams).tolist()
-    fine = permitted(generator, options, [row // passages for row in owners], sequences)
-    for n, (row, hypothesis) in enumerate(zip(owners, hypotheses_of(generator, sequences), strict=True)):
-        if fine[n] or n % num_beams == 0:  # the best of a passage is always kept
-            found[row // passages].append((hypothesis, row % passages))
-    return found
+    def _tell(self, questions: list[int]) -> None:
+        if self.watcher is None:
+            return
+        for b in questions:
+            table = self.tables[b]
+            best = table.hypotheses[int(table.bounds()[0].argmax())]
+            if self.watched.get(b) != best:
+                self.watched[b] = best
+                self.watcher(b, best)
 
 
-def _sample(
-    generator: Generator,
-    contexts: EncodedContexts,
-    log_prior: Tensor,
-    samples: int,
-    num_beams: int,
-    options: dict[str, Any],
-) -> list[_Ranked]:
-    """Draw a passage by its prior, then a sequence under it: for each question ``samples`` independent sequences."""
-    batch, passages = log_prior.shape
-    drawn = torch.multinomial(log_prior.exp(), samples, replacement=True)
-    rows = (torch.arange(batch, device=drawn.device).unsqueeze(1) * passages + drawn).flatten()
-    options = {**options, "num_beams": num_beams, "num_return_sequences": 1, "do_sample": True}
-    questions = rows // passages
-    sequences = _search_rows(generator, contexts.select(rows), questions, options)
-    scores = score_sequences(generator, contexts, questions, sequences, passages)
-    ranks = sequence_log_likelihood(log_prior[questions], scores)
-    return [
-        _Ranked(*parts) for parts in zip(*(torch.split(t, samples) for t in (sequences, ranks, scores)), strict=True)
-    ]
-
-
-def _search_rows(generator: Generator, contexts: EncodedContexts, questions: Tensor, options: dict[str, Any]) -> Tensor:
+def _search_rows(generator: Generator, contexts: Any, questions: Tensor, options: dict[str, Any]) -> Any:
     """Search every one of N contexts as a question with one passage; ``questions`` (N,) says whose it is."""
     options = dict(options)
     constraint: Callable[[int, Tensor], list[int]] | None = options.get("prefix_allowed_tokens_fn")
@@ -162,93 +247,82 @@ def _search_rows(generator: Generator, contexts: EncodedContexts, questions: Ten
     if options.get("decoder_input_ids") is not None:
         options["decoder_input_ids"] = options["decoder_input_ids"].to(questions.device)[questions]
     certain = torch.zeros(len(questions), 1, device=questions.device)
-    return marginal_search(generator, contexts, certain, **options).sequences
+    return marginal_search(generator, contexts, certain, **options)
 
 
-def _rank_thorough(
-    generator: Generator,
-    contexts: EncodedContexts,
-    log_prior: Tensor,
-    candidates: list[list[Hypothesis]],
-    n: int,
-) -> list[_Ranked]:
-    """The best n of each question's ``candidates`` by log p(y|x), every one scored under every passage, in one batch."""
-    sequences, questions = _batch(generator, candidates, log_prior)
-    scores = score_sequences(generator, contexts, questions, sequences, log_prior.shape[1])
-    ranks = sequence_log_likelihood(log_prior[questions], scores)
-    best = _best(ranks, candidates, n)
-    return [_Ranked(sequences[rows], ranks[rows], scores[rows]) for rows in best]
+def _sample(
+    contexts: Contexts, log_prior: Tensor, samples: int, num_beams: int, options: dict[str, Any]
+) -> RagGenerateOutput:
+    """Draw a passage by its prior, then a sequence under it: for each question ``samples`` independent sequences."""
+    generator, (batch, passages) = contexts.generator, log_prior.shape
+    drawn = torch.multinomial(log_prior.exp(), samples, replacement=True)
+    rows = (torch.arange(batch, device=drawn.device).unsqueeze(1) * passages + drawn).flatten()
+    options = {**options, "num_beams": num_beams, "num_return_sequences": 1, "do_sample": True}
+    questions = rows // passages
+    sequences = _search_rows(generator, contexts.encode().select(rows), questions, options).sequences
+    scores = score_sequences(contexts, questions, sequences, passages)
+    found = _probabilities(log_prior[questions], sequences, scores)
+    return RagGenerateOutput(**found, sequences_scores=found["log_probs"])
 
 
-def _rank_fast(
-    generator: Generator,
-    contexts: EncodedContexts,
-    log_prior: Tensor,
-    candidates: list[list[Hypothesis]],
-    found: dict[int, list[tuple[Hypothesis, int]]],
-    n: int,
-) -> list[_Ranked]:
-    """The best n by the sum over the passages whose own search produced them; only those n are then scored in full."""
-    passages = log_prior.shape[1]
-    sequences, questions = _batch(generator, candidates, log_prior)
-    keys = [(question, h) for question, row in enumerate(candidates) for h in row]
-    place: dict[tuple[int, Hypothesis], int] = {}
-    for row_number, key in enumerate(keys):  # without deduplication equal ones share the first one's scores
-        place.setdefault(key, row_number)
-    produced = dict.fromkeys((question, h, k) for question, pairs in found.items() for h, k in pairs)
-    pairs = torch.tensor([(place[question, h], k) for question, h, k in produced], device=log_prior.device)
-    which, passage = pairs.unbind(dim=1)
-    token_scores = score_pairs(generator, contexts, questions[which] * passages + passage, sequences[which])
-    joint = log_prior.new_full((len(sequences), passages), -torch.inf)
-    joint[which, passage] = (log_prior[questions[which], passage] + token_scores.sum(dim=1)).to(joint.dtype)
-    ranks = joint.logsumexp(dim=1)[[place[key] for key in keys]]
-    best = _best(ranks, candidates, n)
-    chosen = torch.cat(best)
-    scores = score_sequences(generator, contexts, questions[chosen], sequences[chosen], passages)
-    parts = torch.split(scores, [len(rows) for rows in best])
-    return [_Ranked(sequences[rows], ranks[rows], part) for rows, part in zip(best, parts, strict=True)]
+def _ranks(table: HypothesisTable, decode: str) -> list[float]:
+    """What each hypothesis is ranked by: log p(h|x), or its share from the passages whose own search found it."""
+    if decode == "thorough":
+        return list(table.bounds()[0])
+    own = np.full(table.log_probs.shape, -np.inf)
+    places = tuple(zip(*table.found, strict=True))
+    own[places] = (table.log_probs + table.log_prior)[places]
+    return list(np.logaddexp.reduce(own, axis=1))
 
 
-def _batch(generator: Generator, candidates: list[list[Hypothesis]], log_prior: Tensor) -> tuple[Tensor, Tensor]:
-    """All questions' hypotheses as one padded batch (R, T), and the question (R,) of each."""
-    sequences = pad_rows([h for row in candidates for h in row], fill=generator.fill_token_id)[0]
-    questions = [question for question, row in enumerate(candidates) for _ in row]
-    return sequences.to(log_prior.device), torch.tensor(questions, device=log_prior.device)
-
-
-def _best(ranks: Tensor, candidates: list[list[Hypothesis]], n: int) -> list[Tensor]:
-    """For each question the rows of its best n candidates, best first, of all rows' ``ranks`` (R,)."""
-    best, start = [], 0
-    for row in candidates:
-        best.append(ranks[start : start + len(row)].argsort(descending=True, stable=True)[:n] + start)
-        start += len(row)
+def _best(table: HypothesisTable, ranks: list[float], count: int, deduplicate: bool) -> list[int]:
+    """The best ``count`` hypotheses, best first; the last is repeated where there are fewer."""
+    numbers = [number for number, _ in table.found]
+    best = sorted(dict.fromkeys(numbers) if deduplicate else numbers, key=lambda n: -ranks[n])[:count]
+    if len(best) < count:
+        found = len(best)
+        logger.warning("Only %d distinct hypotheses were found for %d sequences; the last is repeated.", found, count)
+        best += [best[-1]] * (count - found)
     return best
 
 
-def _fill(ranked: _Ranked, n: int) -> _Ranked:
-    """Exactly n sequences, the last one repeated where the search found fewer."""
-    missing = n - len(ranked.ranks)
-    if missing <= 0:
-        return ranked
-    logger.warning("Only %d distinct hypotheses were found for %d sequences; the last is repeated.", n - missing, n)
-    again = torch.tensor([*range(n - missing), *[n - missing - 1] * missing], device=ranked.ranks.device)
-    return _Ranked(ranked.sequences[again], ranked.ranks[again], ranked.token_log_probs[again])
-
-
-def _collect(generator: Generator, log_prior: Tensor, ranked: list[_Ranked]) -> RagGenerateOutput:
+def _collect(
+    generator: Generator,
+    log_prior: Tensor,
+    tables: list[HypothesisTable],
+    chosen: list[list[int]],
+    ranks: list[list[float]],
+) -> RagGenerateOutput:
     """The answers to B questions as one batch, padded to the longest."""
-    sequences = torch.cat(_pad_last([r.sequences for r in ranked], generator.fill_token_id))
-    token_log_probs = torch.cat(_pad_last([r.token_log_probs for r in ranked], 0.0))
-    prior = log_prior.repeat_interleave(len(sequences) // len(log_prior), dim=0)
+    device, passages = log_prior.device, log_prior.shape[1]
+    flat = [(b, number) for b, row in enumerate(chosen) for number in row]
+    rows = [tables[b].hypotheses[number] for b, number in flat]
+    sequences = pad_rows(rows, fill=generator.fill_token_id)[0].to(device)
+    labels = generator.labels_of(sequences)
+    prompt = sequences.shape[1] - labels.shape[1]
+    wide = torch.promote_types(log_prior.dtype, torch.float32)
+    scores = torch.zeros(len(flat), passages, labels.shape[1], dtype=wide, device=device)
+    for n, (b, number) in enumerate(flat):
+        for k in tables[b].order:
+            known = tables[b].tokens.get((number, k))
+            length = len(rows[n]) - prompt
+            scores[n, k, :length] = -torch.inf if known is None else known
+    bounds = [tables[b].bounds() for b in range(len(tables))]
+    prior = log_prior[torch.tensor([b for b, _ in flat], device=device)]
     return RagGenerateOutput(
-        sequences=sequences,
-        log_probs=sequence_log_likelihood(prior, token_log_probs),
-        posteriors=sequence_posterior(prior, token_log_probs),
-        token_log_probs=token_log_probs,
-        sequences_scores=torch.cat([r.ranks for r in ranked]),
+        **_probabilities(prior, sequences, scores),
+        sequences_scores=torch.tensor([ranks[b][number] for b, number in flat], dtype=wide, device=device),
+        log_prob_bounds=torch.tensor(
+            [[side[number] for side in bounds[b]] for b, number in flat], dtype=wide, device=device
+        ),
     )
 
 
-def _pad_last(tensors: list[Tensor], value: float) -> list[Tensor]:
-    width = max(t.shape[-1] for t in tensors)
-    return [torch.nn.functional.pad(t, (0, width - t.shape[-1]), value=value) for t in tensors]
+def _probabilities(prior: Tensor, sequences: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    """What is returned of sequences (R, T) with log p(y_t|x,z,y_<t) (R, K, T') and log p(z|x) (R, K)."""
+    return {
+        "sequences": sequences,
+        "log_probs": sequence_log_likelihood(prior, scores),
+        "posteriors": sequence_posterior(prior, scores),
+        "token_log_probs": scores,
+    }

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from ragstone.decoding.contexts import Contexts
 from ragstone.generators import EncodedContexts, Generator
-from ragstone.marginal import label_log_probs
 
 __all__ = ["Hypothesis", "hypotheses_of", "predicted_tokens", "score_pairs", "score_sequences"]
 
 Hypothesis = tuple[int, ...]
 """Token ids as generated, up to the last one that counts."""
 
-_LOGITS_PER_CALL = 2**26
-"""Logits (rows · T · V) that one scoring call may hold: 256 MB in float32."""
+TOKENS_PER_CALL = 2048
+"""Tokens (rows · T) of one scoring call: its activations stay small, and matrix products are as quick as they get."""
 
 
 def predicted_tokens(generator: Generator, sequences: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,46 +41,71 @@ def hypotheses_of(generator: Generator, sequences: Tensor) -> list[Hypothesis]:
 
 
 @torch.no_grad()
-def score_pairs(generator: Generator, contexts: EncodedContexts, rows: Tensor, sequences: Tensor) -> Tensor:
-    """log p(y_t | context, y_<t) of R pairs of a context and a sequence.
+def score_pairs(contexts: Contexts, rows: Tensor, sequences: Tensor) -> Tensor:
+    """log p(y_t | context, y_<t) of P pairs of a context and a sequence.
 
     Args:
-        generator: the generator that encoded ``contexts``.
-        contexts: N encoded contexts.
-        rows: (R,), the context of each pair.
-        sequences: (R, T) as generated, start token included.
+        contexts: N contexts.
+        rows: (P,), the context of each pair.
+        sequences: (P, T) as generated, start token included.
 
     Returns:
-        (R, T'), 0 for tokens that do not count (:func:`predicted_tokens`).
+        (P, T'), 0 for tokens that do not count (:func:`predicted_tokens`).
     """
+    generator = contexts.generator
     labels, counts = predicted_tokens(generator, sequences)
     dtype = torch.promote_types(generator.model.dtype, torch.float32)
     scores = torch.zeros(labels.shape, dtype=dtype, device=labels.device)
     if not labels.numel():
         return scores
-    vocabulary = int(generator.model.get_output_embeddings().weight.shape[0])
     started = sequences.shape[1] - labels.shape[1]
-    # Long ones first: each call is as wide as its own longest sequence, and the first call shows the peak of memory.
     lengths = (counts * torch.arange(1, labels.shape[1] + 1, device=labels.device)).amax(dim=1)
-    lengths, order = lengths.sort(descending=True, stable=True)
-    first, total = 0, int((lengths > 0).sum())
-    while first < total:
-        width = int(lengths[first])
-        part = order[first : first + max(_LOGITS_PER_CALL // (width * vocabulary), 1)]
-        logits = generator.target_logits(contexts, rows[part], sequences[part, : started + width])
-        scores[part, :width] = label_log_probs(logits, labels[part, :width])
-        first += len(part)
-    return scores.masked_fill(~counts, 0.0)
+    with generator.accelerated():
+        for encoded, which, places in contexts.pairs(rows):
+            for part in _batches(lengths[which], places):
+                pairs, width = which[part], int(lengths[which[part]].max())
+                some, local = _only_used(encoded, places[part])
+                scores[pairs, :width] = generator.target_log_probs(
+                    some, local, sequences[pairs, : started + width], counts[pairs, :width]
+                ).to(dtype)
+    return scores
 
 
-def score_sequences(
-    generator: Generator, contexts: EncodedContexts, questions: Tensor, sequences: Tensor, passages: int
-) -> Tensor:
+def _batches(lengths: Tensor, places: Tensor) -> Iterator[Tensor]:
+    """Pairs of like length and of neighbouring contexts, as many as the budget of tokens allows; the longest first."""
+    classes = torch.tensor([_length_class(length) for length in lengths.tolist()], device=lengths.device)
+    for width in sorted({c for c in classes.tolist() if c}, reverse=True):
+        alike = (classes == width).nonzero().squeeze(1)
+        alike = alike[places[alike].argsort(stable=True)]
+        yield from alike.split(max(TOKENS_PER_CALL // width, 1))
+
+
+def _length_class(length: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24, … that is not below ``length``: at most a third is padding."""
+    width = 1
+    while width < length:
+        power = width & (width - 1) == 0
+        width = width + 1 if width < 4 else width * 3 // 2 if power else width * 4 // 3
+    return width if length else 0
+
+
+def _only_used(encoded: EncodedContexts, places: Tensor) -> tuple[EncodedContexts, Tensor]:
+    """The contexts from the first used one to the last, without copying them, and the new ``places`` (P,).
+
+    Where most of those are not used, the used ones are copied.
+    """
+    first, last = int(places.min()), int(places.max())
+    used = places.unique()
+    if 2 * len(used) >= last + 1 - first:
+        return encoded.select(slice(first, last + 1)), places - first
+    return encoded.select(used), torch.searchsorted(used, places)
+
+
+def score_sequences(contexts: Contexts, questions: Tensor, sequences: Tensor, passages: int) -> Tensor:
     """Score each sequence under all K passages of its question.
 
     Args:
-        generator: the generator that encoded ``contexts``.
-        contexts: N = B·K encoded contexts, row b·K + k.
+        contexts: N = B·K contexts, row b·K + k.
         questions: (R,), the question b of each sequence.
         sequences: (R, T).
         passages: K.
@@ -87,5 +114,5 @@ def score_sequences(
         (R, K, T').
     """
     rows = (questions.unsqueeze(1) * passages + torch.arange(passages, device=questions.device)).flatten()
-    scores = score_pairs(generator, contexts, rows, sequences.repeat_interleave(passages, dim=0))
+    scores = score_pairs(contexts, rows, sequences.repeat_interleave(passages, dim=0))
     return scores.view(len(sequences), passages, -1)

@@ -24,6 +24,9 @@ from ragstone.marginal import label_log_probs
 
 __all__ = ["DecodingState", "EncodedContexts", "Generator", "align_padding", "select_cache", "trim_padding"]
 
+_LOGITS_PER_CALL = 2**26
+"""Logits (rows · T · V) that one call may hold where they cannot be made apart: 256 MB in float32."""
+
 _LOGITS_PER_BLOCK = 2**22
 """Logits (tokens · V) of scoring that exist at a time: 16 MB in float32, which stays in a CPU's cache."""
 
@@ -125,8 +128,14 @@ class Generator(ABC):
         """One differentiable pass that keeps nothing: contexts (N, S), labels (N, T) -> logits (N, T, V)."""
 
     @abstractmethod
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
-        """Read N contexts (N, S) once."""
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
+    ) -> EncodedContexts:
+        """Read N contexts (N, S) once.
+
+        ``prompt_lengths`` (N,) says how many tokens at the beginning of each context depend on its passage alone; a causal
+        generator looks for their keys and values in its prompt store.
+        """
 
     @abstractmethod
     def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:
@@ -204,10 +213,14 @@ class Generator(ABC):
         """
         labels = self.labels_of(sequences)
         behind, rest = self._split_start(contexts, sequences)
-        if not (self.fast and behind and _separates(self)):
-            logits = self.target_logits(contexts, rows, sequences)
-            return label_log_probs(logits, labels).masked_fill(~counts, 0.0)
         first = contexts.next_logits
+        if not (self.fast and behind and _separates(self)):
+            block = max(_LOGITS_PER_CALL // max(first.shape[1] * labels.shape[1], 1), 1)
+            parts = [
+                label_log_probs(self.target_logits(contexts, r, s), lab)
+                for r, s, lab in zip(rows.split(block), sequences.split(block), labels.split(block), strict=True)
+            ]
+            return torch.cat(parts).masked_fill(~counts, 0.0)
         wide = torch.promote_types(first.dtype, torch.float32)
         scores = torch.zeros(labels.shape, dtype=wide, device=labels.device)
         if not labels.shape[1]:

@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ragstone.decoding import Contexts
 from ragstone.encoders import embed
 from ragstone.errors import InputError
-from ragstone.generators import EncodedContexts, Generator, generator_for, trim_padding
+from ragstone.generators import Generator, generator_for, trim_padding
 from ragstone.generators.prompts import report_truncation
 from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.configuration import RagConfig
@@ -62,6 +63,8 @@ class RagModel(RagPreTrainedModel):
         self._modules["question_encoder"] = question_encoder
         self._modules["generator"] = generator
         self._retriever: Retriever | None = None
+        self.fast = True
+        """Decode on shared keys, packed weights and Ragstone's own loops; False computes the same without them."""
         self.post_init()
         if retriever is not None:
             self.set_retriever(retriever)
@@ -73,7 +76,7 @@ class RagModel(RagPreTrainedModel):
 
     def adapter(self) -> Generator:
         """The generator behind Ragstone's own interface; made on demand, so that nothing is registered twice."""
-        return generator_for(self.generator)
+        return generator_for(self.generator, fast=self.fast)
 
     def encode_questions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Question vectors q: (B, S) -> (B, D), with gradient."""
@@ -202,10 +205,9 @@ class RagModel(RagPreTrainedModel):
         _check_tokens("context_input_ids", context_input_ids, self.get_input_embeddings().weight.shape[0])
         return RagInputs(context_input_ids, context_attention_mask, doc_scores)
 
-    def encode_contexts(self, inputs: RagInputs) -> EncodedContexts:
-        """Read all B·K contexts once, without gradient."""
-        with torch.no_grad():
-            return self.adapter().encode(inputs.context_input_ids, inputs.context_attention_mask)
+    def contexts(self, inputs: RagInputs) -> Contexts:
+        """The B·K contexts, each of which is read, without gradient, when it is first needed."""
+        return Contexts(self.adapter(), inputs.context_input_ids, inputs.context_attention_mask, inputs.prompt_lengths)
 
     def target_logits(self, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
         """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""

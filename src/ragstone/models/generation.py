@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
-from ragstone.decoding import RagGenerateOutput, rag_sequence_generate, rag_token_generate
-from ragstone.decoding.marginal_search import option
+from ragstone.decoding import Contexts, RagGenerateOutput, rag_sequence_generate, rag_token_generate
+from ragstone.decoding.options import option
 from ragstone.errors import InputError
-from ragstone.generators import EncodedContexts
 from ragstone.marginal import (
     log_prior,
     log_probs,
@@ -153,9 +152,11 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs
         )
         options = {"generation_config": generation_config, **options}
-        out = self._generate(self.rag.encode_contexts(inputs), inputs.log_prior, options)
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}
         wants = option(self.rag.adapter(), asked, "return_dict_in_generate", False)
+        if not wants and self.method == "sequence":
+            options["complete"] = False  # nobody sees the probabilities
+        out = self._generate(self.rag.contexts(inputs), inputs.log_prior, options)
         return out if wants else out.sequences
 
     @staticmethod
@@ -179,7 +180,7 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         """p(z|x,y) (B, K) and, if the marginal is taken by token, (B, K, T)."""
 
     @abstractmethod
-    def _generate(self, contexts: EncodedContexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
+    def _generate(self, contexts: Contexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
         """Decode; the generator's own generation config decides what ``options`` leave open."""
 
 
@@ -203,10 +204,9 @@ class RagSequenceForGeneration(RagForGeneration):
     def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
         return sequence_posterior(prior, token_log_probs, scored), None
 
-    def _generate(self, contexts: EncodedContexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
+    def _generate(self, contexts: Contexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
         deduplicate = options.pop("do_deduplication", None)
         return rag_sequence_generate(
-            self.rag.adapter(),
             contexts,
             prior,
             deduplicate=self.config.do_deduplication if deduplicate is None else deduplicate,
@@ -237,5 +237,5 @@ class RagTokenForGeneration(RagForGeneration):
     def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
         return mean_token_posterior(prior, token_log_probs, scored)
 
-    def _generate(self, contexts: EncodedContexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
-        return rag_token_generate(self.rag.adapter(), contexts, prior, **options)
+    def _generate(self, contexts: Contexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
+        return rag_token_generate(contexts, prior, **options)
