@@ -1,16 +1,16 @@
-"""Ragstone and transformers' own RAG classes: the same weights, the same contexts, the same answers, and the time of both.
+"""Ragstone and transformers' own RAG classes: the same weights, contexts and answers, and the time of both.
 
     python benchmarks/decoding.py [--generator bart|t5] [--dtype float32|default] [--works NAME …] [--json]
     python benchmarks/decoding.py --sweep k|beams|batch --out docs/
     python benchmarks/decoding.py --ask --kb KB --questions questions.jsonl
 
 Each work is done by both in turn in one process, ``--runs`` times. Weights are random, of the shapes of DPR and BART-base or
-T5-base; contexts are random tokens, which the reference gets padded to 300 as its retriever pads them. The reference computes
-in float32, its default, and Ragstone in float32 on the very same modules or, with ``--dtype default``, in the dtype that it
-chooses by itself. GFLOPs are those of matrix products, counted from the shapes: for the reference as it runs, for Ragstone
-what the task asks for, each context encoded once and without padding; an early stop does less, and then its share of the
-matrix rate is an upper bound. ``--ask`` compares the local default, whose passages are cold or cached, with its own generator
-asked once with all passages in one prompt. ``--tiny`` tries everything out in seconds.
+T5-base; contexts are random tokens, which the reference gets padded to 300 as its own retriever pads them. The reference
+runs in float32, its default, and Ragstone in float32 on the very same modules or, with ``--dtype default``, in what it
+chooses by itself. GFLOPs are those of matrix products, counted from shapes: for the reference as it computes, for Ragstone
+what the task asks for: each context encoded once, no padding, every hypothesis scored under every passage. Where an early
+stop does less, Ragstone's share of the matrix rate is too high. ``--ask`` compares the local default, its passages cold or
+cached, with its own generator given all passages in one prompt. ``--tiny`` tries everything out in seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,20 +39,21 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 import ragstone
+from ragstone import pipeline
 from ragstone.cli.console import quiet_libraries
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked: B questions with K passages each, answers of exactly ``tokens`` new tokens."""
+    """B questions with K passages each, and answers of exactly ``tokens`` new tokens."""
 
     method: str
     batch: int
     k: int
     beams: int
     tokens: int
-    peaked: bool = False
-    distinct: int = 1  # hypotheses of a question, at least
+    peaked: bool = False  # the prior, and the generator's confidence
+    distinct: int = 0  # hypotheses of a question, at least
 
 
 WORKS = {
@@ -61,15 +63,16 @@ WORKS = {
     "token-beams": Work("token", batch=4, k=5, beams=4, tokens=16),
     "token-greedy": Work("token", batch=1, k=15, beams=1, tokens=16),
 }
-SWEEPS = {"k": [1, 5, 15, 50], "beams": [1, 2, 4, 8], "batch": [1, 2, 4, 8]}
-SWEPT = Work("token", batch=1, k=5, beams=1, tokens=8)
+SWEEPS, SWEPT = {"k": [1, 5, 15, 50], "beams": [1, 2, 4, 8], "batch": [1, 2, 4, 8]}, Work("", 1, 5, 1, 8)
 QUESTION_TOKENS = 12
-CLEAR = 1e-3  # nats by which a winner is ahead of the second, for both sides to have to agree
-# With random weights all passages lead to one answer, or each to its own chaos. So cross-attention is sharper and stronger, a
-# few words have larger output embeddings than all others, each of them expects the next, and the mean of the first decoder
+CLEAR = 1e-3  # nats by which a winner must be ahead for both sides to have to agree
+# With random weights all passages lead to one answer, or each to its own chaos. So cross-attention is sharper and stronger,
+# a few words have larger output embeddings than the others, each of them expects the next, and the mean of the first decoder
 # states is projected out of the output: what differs between passages chooses the first word, and mostly those after it.
-SHARP, STRONG, WORDS, CHAIN, OTHERS, FIRST = {"bart": 6.0, "t5": 3.0}, {"bart": 3.0, "t5": 2.0}, 14, 1.0, 0.1, 100
-CERTAINTY = 0.3, 0.97  # of the surest passage's own greedy answer: by default, and of a confident generator
+SHARP, STRONG = {"bart": 6.0, "t5": 3.0}, {"bart": 3.0, "t5": 2.0}
+WORDS, CHAIN, OTHERS = slice(100, 114), 0.5, 0.1
+# The output is then scaled until the surest passage gives its own greedy answer this much probability (flat, peaked).
+CERTAINTY = 1e-3, 0.97
 
 
 def main() -> None:
@@ -83,11 +86,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models and contexts")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sweep", choices=list(SWEEPS))
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the figure of a sweep")
-    parser.add_argument("--ask", action="store_true", help="the local default on real questions; needs --kb, --questions")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for the figure of a sweep")
+    parser.add_argument("--ask", action="store_true", help="the local default; needs --kb and --questions")
     parser.add_argument("--kb", type=Path)
     parser.add_argument("--questions", type=Path)
-    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--limit", type=int, default=20, help="questions of --ask")
     options = parser.parse_args()
     if options.ask and not (options.kb and options.questions):
         parser.error("--ask needs --kb and --questions")
@@ -95,15 +98,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     options.runs = options.runs or (3 if options.sweep else 5)
     quiet_libraries()
-    if options.sweep:
-        sweep(options)
-    elif options.ask:
-        ask(options)
-    else:
-        works(options)
-
-
-# Weights and contexts
+    (ask if options.ask else sweep if options.sweep else works)(options)
 
 
 @cache
@@ -111,20 +106,20 @@ def parts(kind: str, tiny: bool, seed: int) -> tuple[Any, Any]:
     """Question encoder and generator of random weights."""
     torch.manual_seed(seed)
     bert = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64) if tiny else {}
-    sides = dict(layers=2 if tiny else 6, attention_heads=2 if tiny else 12, ffn_dim=128 if tiny else 3072)
+    layers, heads, ffn, width = (2, 2, 128, 64) if tiny else (6, 12, 3072, 768)
     if kind == "bart":
+        sides = dict(layers=layers, attention_heads=heads, ffn_dim=ffn)
         shape = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
-        shape |= dict(d_model=64 if tiny else 768, vocab_size=1000 if tiny else 50265)
-        # Scaled embeddings: otherwise positions count as much as words.
-        config = transformers.BartConfig(**shape, forced_eos_token_id=None, scale_embedding=True)
+        # Embeddings are scaled: otherwise positions count as much as words.
+        shape |= dict(d_model=width, forced_eos_token_id=None, scale_embedding=True)
+        config = transformers.BartConfig(**shape, vocab_size=1000 if tiny else 50265)
         generator = transformers.BartForConditionalGeneration(config)
     else:
-        shape = dict(d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2, vocab_size=1000)
-        real = dict(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, vocab_size=32128)
-        config = transformers.T5Config(**(shape if tiny else real), decoder_start_token_id=0)
+        shape = dict(d_model=width, d_kv=width // heads, d_ff=ffn, num_layers=layers if tiny else 12, num_heads=heads)
+        config = transformers.T5Config(**shape, vocab_size=1000 if tiny else 32128, decoder_start_token_id=0)
         generator = transformers.T5ForConditionalGeneration(config)
         config.scale_decoder_outputs = False
-    config.tie_word_embeddings = False  # the output's own are made below
+    config.tie_word_embeddings = False  # the output's own are made by teach()
     for name, weight in generator.get_decoder().named_parameters():
         if name.endswith(("encoder_attn.q_proj.weight", "EncDecAttention.q.weight")):
             weight.data *= SHARP[kind]
@@ -134,14 +129,13 @@ def parts(kind: str, tiny: bool, seed: int) -> tuple[Any, Any]:
 
 
 class Passages:
-    """The retriever of both sides: B questions, K random contexts each, and the scores that they are wanted to have."""
+    """The retriever of both sides: B questions, K random contexts each, and the scores that they are to have."""
 
     def __init__(self, work: Work, generator: Any, tiny: bool, seed: int) -> None:
         make = torch.Generator().manual_seed(seed)
         shortest, longest, self.width = (20, 25, 40) if tiny else (150, 175, 300)
-        self.questions = torch.randint(100, 900, (work.batch, QUESTION_TOKENS), generator=make)
-        self.rows = {tuple(row): n for n, row in enumerate(self.questions.tolist())}
         shape = work.batch, work.k
+        self.questions = torch.randint(100, 900, (work.batch, QUESTION_TOKENS), generator=make)
         ids = torch.randint(100, generator.config.vocab_size, (*shape, self.width), generator=make)
         lengths = torch.randint(shortest, longest + 1, (*shape, 1), generator=make)
         self.mask = (torch.arange(self.width) < lengths).long()
@@ -158,10 +152,9 @@ class Passages:
 
     def __call__(self, question_input_ids: Tensor, question_hidden_states: np.ndarray, *_: Any, **__: Any) -> Any:
         self.asked.append(len(question_input_ids))
-        rows = [self.rows[tuple(row)] for row in question_input_ids.tolist()]
-        vectors = torch.from_numpy(question_hidden_states)
+        rows = [self.questions.tolist().index(row) for row in question_input_ids.tolist()]
+        scores, vectors = self.scores[rows], torch.from_numpy(question_hidden_states)
         unit = vectors / vectors.square().sum(dim=1, keepdim=True)  # q · (s q / |q|²) = s
-        scores = self.scores[rows]
         return {
             "context_input_ids": self.ids[rows].flatten(0, 1),
             "context_attention_mask": self.mask[rows].flatten(0, 1),
@@ -180,125 +173,111 @@ class Passages:
 
 @torch.no_grad()
 def teach(generator: Any, passages: Passages, work: Work, seed: int) -> None:
-    """Give the generator output embeddings that tell these passages apart; the passage it is surest of comes first."""
+    """Give the generator an output that tells these passages apart. A peaked prior is on the passage it is surest of."""
     make = torch.Generator().manual_seed(seed)
     longest = max(map(max, passages.lengths))
     ids, mask = (t.flatten(0, 1)[:, :longest] for t in (passages.ids, passages.mask))
     encoded = generator.get_encoder()(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
-    start = torch.full((len(ids), 1), generator.config.decoder_start_token_id)
-    first = generator.get_decoder()(
-        input_ids=start, encoder_hidden_states=encoded, encoder_attention_mask=mask
-    ).last_hidden_state[:, 0]
-    mean = nn.functional.normalize(first.mean(dim=0), dim=0)
-    known = generator.get_decoder().get_input_embeddings().weight
-    words = slice(FIRST, FIRST + WORDS)
+    decoder, start = generator.get_decoder(), torch.full((len(ids), 1), generator.config.decoder_start_token_id)
+    first = decoder(input_ids=start, encoder_hidden_states=encoded, encoder_attention_mask=mask).last_hidden_state
+    known = decoder.get_input_embeddings().weight
     rows = OTHERS * torch.randn(known.shape, generator=make)
-    rows[words] = torch.randn(WORDS, known.shape[1], generator=make)
-    rows[words] += CHAIN * known[words].roll(1, dims=0) / known[words].std()
-    rows -= torch.outer(rows @ mean, mean)
+    rows[WORDS] = torch.randn(known[WORDS].shape, generator=make) + CHAIN * known[WORDS].roll(1, dims=0) / known.std()
+    if len(ids) > 1:
+        common = nn.functional.normalize(first[:, 0].mean(dim=0), dim=0)
+        rows -= torch.outer(rows @ common, common)
     rows[:4] = 0  # padding, EOS and the like never win
     generator.lm_head.weight = nn.Parameter(rows / known.shape[1] ** 0.5)
-    out = generator.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-        attention_mask=mask,
-        max_new_tokens=work.tokens,
-        num_beams=1,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
+    greedy = dict(max_new_tokens=work.tokens, num_beams=1, do_sample=False, attention_mask=mask)
+    greedy |= dict(output_logits=True, return_dict_in_generate=True)
+    out = generator.generate(encoder_outputs=BaseModelOutput(last_hidden_state=encoded), **greedy)
     labels, logits = out.sequences[:, 1:], torch.stack(out.logits, dim=1)
 
     def certainty(scale: float) -> Tensor:
         return (scale * logits).log_softmax(dim=-1).gather(-1, labels.unsqueeze(-1)).sum(dim=(1, 2)).exp()
 
-    scale = next(1.25**n for n in range(100) if certainty(1.25**n).max() >= CERTAINTY[work.peaked])
+    scale = next(1.25**n for n in range(50) if certainty(1.25**n).max() >= CERTAINTY[work.peaked])
     generator.lm_head.weight.data *= scale
     if work.peaked:
         order = certainty(scale).argsort(descending=True)
         passages.ids, passages.mask = passages.ids[:, order], passages.mask[:, order]
 
 
-@dataclass
-class Pair:
-    """Both models on the same weights and passages, and what is asked of them."""
+class MaskedRagSequence(transformers.RagSequenceForGeneration):
+    """The reference, whose search reads padding as if it were text, with its padding masked."""
 
-    work: Work
-    passages: Passages
-    theirs: Any
-    ours: Any
+    @property
+    def generator(self) -> Any:
+        inner = self.rag.generator
+
+        def generate(ids: Tensor, **options: Any) -> Tensor:
+            return inner.generate(ids, **{**options, "attention_mask": (ids != inner.config.pad_token_id).long()})
+
+        return SimpleNamespace(config=inner.config, generate=generate)
+
+
+REFERENCES = {"sequence": MaskedRagSequence, "token": transformers.RagTokenForGeneration}
+OURS = {"sequence": ragstone.RagSequenceForGeneration, "token": ragstone.RagTokenForGeneration}
+
+
+class Pair:
+    """Both models on the same weights and passages."""
+
+    def __init__(self, work: Work, options: Any) -> None:
+        question_encoder, generator = parts(options.generator, options.tiny, options.seed)
+        self.work, self.passages = work, Passages(work, generator, options.tiny, options.seed)
+        self.generator, self.question_encoder = generator.config, question_encoder.config
+        more = dict(n_docs=work.k, decoder_start_token_id=generator.config.decoder_start_token_id)
+        if options.generator == "t5":
+            more["bos_token_id"] = (
+                generator.config.vocab_size
+            )  # no token: T5 has none, and the reference's loss wants one
+        configs = question_encoder.config, generator.config
+        config = transformers.RagConfig.from_question_encoder_generator_configs(*configs, **more)
+        self.theirs = REFERENCES[work.method](config, question_encoder, generator).eval()
+        self.ours = OURS[work.method].from_pretrained_question_encoder_generator(
+            question_encoder_model=question_encoder, generator_model=generator, n_docs=work.k
+        )
+        teach(generator, self.passages, work, options.seed)  # not before: models draw new output weights when built
+        if options.dtype == "default":
+            self.ours = copy.deepcopy(self.ours)
+            pipeline._set_dtype(self.ours, None)
+        self.asked = dict(input_ids=self.passages.questions, n_docs=work.k, num_beams=work.beams, do_sample=False)
+        for model in (self.theirs, self.ours):
+            model.set_retriever(self.passages)
 
     def reference(self) -> Tensor:
-        # RAG-Token there takes no notice of max_new_tokens.
-        work = self.work
-        length = {"max_length": work.tokens + 1, "num_beams": work.beams, "do_sample": False}
-        return self.theirs.generate(input_ids=self.passages.questions, n_docs=work.k, **length)
+        return self.theirs.generate(**self.asked, max_length=self.work.tokens + 1)  # RAG-Token ignores max_new_tokens
 
     def ragstone(self, **options: Any) -> Any:
-        work = self.work
-        return self.ours.generate(
-            input_ids=self.passages.questions,
-            n_docs=work.k,
-            num_beams=work.beams,
-            max_new_tokens=work.tokens,
-            do_sample=False,
-            **options,
-        )
+        return self.ours.generate(**self.asked, max_new_tokens=self.work.tokens, **options)
+
+    def margins(self) -> list[float]:
+        """By how much each question's winner is ahead; in a greedy RAG-Token search the closest of its tokens."""
+        if self.work.method == "token" and self.work.beams == 1:
+            scores = torch.stack(self.ragstone(return_dict_in_generate=True, output_scores=True).scores, dim=1)
+            best = scores.float().topk(2, dim=-1).values.diff(dim=-1).abs().amin(dim=1)
+        elif self.work.k * self.work.beams == 1:
+            return [math.inf] * self.work.batch  # one hypothesis
+        else:
+            best = self.ragstone(return_dict_in_generate=True, num_return_sequences=2).log_probs.view(-1, 2)
+            best = best.diff(dim=-1).abs()
+        return best.flatten().tolist()
 
 
-def build(work: Work, options: Any) -> Pair:
-    question_encoder, generator = parts(options.generator, options.tiny, options.seed)
-    passages = Passages(work, generator, options.tiny, options.seed)
-    names = {"sequence": "RagSequenceForGeneration", "token": "RagTokenForGeneration"}
-    config = transformers.RagConfig.from_question_encoder_generator_configs(
-        question_encoder.config,
-        generator.config,
-        n_docs=work.k,
-        decoder_start_token_id=generator.config.decoder_start_token_id,
-        max_combined_length=passages.width,
-    )
-    if config.generator.model_type == "t5":
-        config.bos_token_id = generator.config.vocab_size  # no token: its losses ask for one, which T5 has not
-    theirs = getattr(transformers, names[work.method])(config, question_encoder, generator).eval()
-    ours = getattr(ragstone, names[work.method]).from_pretrained_question_encoder_generator(
-        question_encoder_model=question_encoder, generator_model=generator, n_docs=work.k
-    )
-    teach(generator, passages, work, options.seed)  # now: a model that is put together draws new output weights
-    if options.dtype == "default":
-        ours = copy.deepcopy(ours)
-        ragstone.pipeline._set_dtype(ours, None)
-    for model in (theirs, ours):
-        model.set_retriever(passages)
-    return Pair(work, passages, theirs, ours)
+class Products:
+    """GFLOPs of the matrix products of a BART or T5, or of a BERT as an encoder."""
 
-
-# Matrix products
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Multiplications and additions in matrix products, in units of 1e9."""
-
-    width: int
-    inner: int  # heads times their width
-    ffn: int
-    encoder_layers: int
-    decoder_layers: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, config: Any) -> Shapes:
-        """The shapes of a BART, T5 or BERT config; a BERT is an encoder only."""
-        if config.model_type == "t5":
-            inner, layers = config.num_heads * config.d_kv, (config.num_layers, config.num_decoder_layers)
-            return cls(config.d_model, inner, config.d_ff, *layers, config.vocab_size)
-        if config.model_type == "bart":
-            layers = config.encoder_layers, config.decoder_layers
-            return cls(config.d_model, config.d_model, config.encoder_ffn_dim, *layers, config.vocab_size)
-        return cls(config.hidden_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers, 0, 0)
+    def __init__(self, c: Any) -> None:
+        bart, t5 = c.model_type == "bart", c.model_type == "t5"
+        self.width, self.vocabulary = c.hidden_size, c.vocab_size
+        self.inner = c.num_heads * c.d_kv if t5 else c.hidden_size
+        self.ffn = c.encoder_ffn_dim if bart else c.d_ff if t5 else c.intermediate_size
+        self.encoder_layers = c.encoder_layers if bart else c.num_hidden_layers
+        self.decoder_layers = c.decoder_layers if bart else c.num_decoder_layers if t5 else 0
 
     def encode(self, length: int) -> float:
-        """A text of ``length`` tokens through the encoder."""
+        """A text through the encoder."""
         token = 4 * self.width * self.inner + 2 * self.width * self.ffn + 2 * length * self.inner
         return 2e-9 * self.encoder_layers * length * token
 
@@ -307,30 +286,27 @@ class Shapes:
         return 2e-9 * self.decoder_layers * length * 2 * self.width * self.inner
 
     def decode(self, first: int, last: int, length: int) -> float:
-        """The tokens at positions ``first`` up to ``last`` (from 1) of one row, over an encoded text, with their logits."""
+        """The tokens from position ``first`` (from 1) to ``last`` over an encoded text, with their logits."""
         count, seen = last - first + 1, sum(range(first, last + 1))
         token = 6 * self.width * self.inner + 2 * self.width * self.ffn + 2 * length * self.inner
-        layer = count * token + 2 * self.inner * seen
+        layer = count * token + 2 * seen * self.inner
         return 2e-9 * (self.decoder_layers * layer + count * self.width * self.vocabulary)
 
 
 def gflops(pair: Pair, candidates: list[int]) -> tuple[float, float]:
-    """Of the reference and of Ragstone; ``candidates`` holds the hypotheses of each question (RAG-Sequence)."""
+    """Of the reference and of Ragstone; ``candidates`` counts the hypotheses of each question (RAG-Sequence)."""
     work, padded, n = pair.work, pair.passages.width, pair.work.tokens
-    generator, question = Shapes.of(pair.theirs.generator.config), Shapes.of(pair.theirs.question_encoder.config)
-    asked = question.encode(QUESTION_TOKENS)
-    rows = work.batch * work.k
-    theirs = work.batch * asked + rows * generator.encode(padded)
-    theirs += rows * work.beams * (generator.cross(padded) + generator.decode(1, n, padded))
-    ours = work.batch * asked
-    for lengths in pair.passages.lengths:
-        for length in lengths:  # the start token is read once for all beams
-            ours += generator.encode(length) + generator.cross(length) + generator.decode(1, 1, length)
-            ours += work.beams * generator.decode(2, n, length)
+    model, asked = Products(pair.generator), Products(pair.question_encoder).encode(QUESTION_TOKENS)
+    theirs = ours = work.batch * asked
+    theirs += work.batch * work.k * model.encode(padded)
+    theirs += work.batch * work.k * work.beams * (model.cross(padded) + model.decode(1, n, padded))
+    for length in (length for lengths in pair.passages.lengths for length in lengths):
+        ours += model.encode(length) + model.cross(length)
+        ours += model.decode(1, 1, length) + work.beams * model.decode(2, n, length)  # all beams share the start token
     for lengths, found in zip(pair.passages.lengths, candidates, strict=False):
-        scored = generator.encode(padded) + generator.cross(padded) + generator.decode(1, n + 1, padded)
-        theirs += found * (asked + work.k * scored)
-        ours += found * sum(generator.decode(1, n, length) for length in lengths)
+        once = model.encode(padded) + model.cross(padded) + model.decode(1, n + 1, padded)
+        theirs += found * (asked + work.k * once)
+        ours += found * sum(model.decode(1, n, length) for length in lengths)
     return theirs, ours
 
 
@@ -338,10 +314,7 @@ def gflops(pair: Pair, candidates: list[int]) -> tuple[float, float]:
 def matrix_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """GFLOPs a second of a square matrix product: the best of a few."""
     a, b = torch.randn(2, size, size).to(dtype)
-    return max(2e-9 * size**3 / seconds_of(lambda: a @ b)[0] for _ in range(8))
-
-
-# Measuring
+    return 2e-9 * size**3 / min(seconds_of(lambda: a @ b)[0] for _ in range(8))
 
 
 def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -351,123 +324,87 @@ def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(pair: Pair, runs: int) -> dict[str, Any]:
-    """Both in turn: seconds, and the answers of the last run; a first run of Ragstone, not timed, gives the margins."""
-    work = pair.work
-    margins = margins_of(pair)
+    """Seconds of both in turn, and their answers."""
+    margins = pair.margins()  # Ragstone's first run, not timed
     seconds: dict[str, list[float]] = {"reference": [], "ragstone": []}
     for _ in range(runs):
         pair.passages.asked.clear()
         spent, expected = seconds_of(pair.reference)
-        candidates = pair.passages.asked[1:]
         seconds["reference"].append(spent)
+        candidates = pair.passages.asked[1:]  # it retrieves again for each of them
         spent, found = seconds_of(pair.ragstone)
         seconds["ragstone"].append(spent)
-    same = [a == b for a, b in zip(plain(expected), plain(found), strict=True)]
-    clear = [equal for equal, margin in zip(same, margins, strict=True) if margin > CLEAR]
-    pad = pair.theirs.generator.config.pad_token_id
-    theirs, ours = (median(seconds[side]) for side in seconds)
-    counted = gflops(pair, candidates)
-    dtype = pair.ours.generator.dtype
-    return {
-        **asdict(work),
-        "dtype": str(dtype).removeprefix("torch."),
-        "reference": theirs,
-        "ragstone": ours,
-        "ratio": median(a / b for a, b in zip(*seconds.values(), strict=True)),
-        "tokens_per_second": int((found[:, 1:] != pad).sum()) / ours,
-        "gflops_reference": counted[0],
-        "gflops_ragstone": counted[1],
-        "share_reference": counted[0] / theirs / matrix_rate(torch.float32),
-        "share_ragstone": counted[1] / ours / matrix_rate(dtype),
-        "hypotheses": candidates,
-        "equal": sum(same),
-        "clear": len(clear),
-        "clear_equal": sum(clear),
-        "margins": margins,
-        "seconds": seconds,
-    }
+    # Padding and EOS are below 4, words are not.
+    words = [[[t for t in row if t >= 4] for row in sequences.tolist()] for sequences in (expected, found)]
+    equal = [a == b for a, b in zip(*words, strict=True)]
+    clear = [same for same, margin in zip(equal, margins, strict=True) if margin > CLEAR]
+    theirs, ours = (median(spent) for spent in seconds.values())
+    dtype, counted = pair.ours.generator.dtype, gflops(pair, candidates)
+    f = asdict(pair.work) | dict(dtype=str(dtype).removeprefix("torch."), reference=theirs, ragstone=ours)
+    f["ratio"] = median(a / b for a, b in zip(*seconds.values(), strict=True))
+    f["tokens_per_second"] = sum(map(len, words[1])) / ours
+    f["gflops_reference"], f["gflops_ragstone"] = counted
+    f["share_reference"] = counted[0] / theirs / matrix_rate(torch.float32)
+    f["share_ragstone"] = counted[1] / ours / matrix_rate(dtype)
+    f |= dict(hypotheses=candidates, equal=sum(equal), clear=len(clear), clear_equal=sum(clear))
+    return f | dict(margins=margins, seconds=seconds)
 
 
-def margins_of(pair: Pair) -> list[float]:
-    """By how much each question's winner is ahead; of a greedy RAG-Token search the closest of its tokens."""
-    if pair.work.method == "token" and pair.work.beams == 1:
-        scores = pair.ragstone(return_dict_in_generate=True, output_scores=True).scores
-        best = torch.stack(scores, dim=1).float().topk(2, dim=-1).values
-        return (best[..., 0] - best[..., 1]).amin(dim=1).tolist()
-    if pair.work.k * pair.work.beams == 1:
-        return [math.inf] * pair.work.batch  # one passage, one hypothesis
-    best = pair.ragstone(return_dict_in_generate=True, num_return_sequences=2).log_probs.view(-1, 2)
-    return (best[:, 0] - best[:, 1]).tolist()
-
-
-def plain(sequences: Tensor) -> list[list[int]]:
-    """Sequences without what stands behind their end."""
-    return [[token for token in row if token >= 4] for row in sequences.tolist()]
-
-
-def works(options: Any) -> None:
-    figures: list[dict[str, Any]] = []
-    for name in options.works:
-        pair = build(WORKS[name], options)
-        figures.append({"work": name, **measure(pair, options.runs)})
-        print(row(figures[-1]), file=sys.stderr, flush=True)
-        least = min(figures[-1]["hypotheses"], default=math.inf)
-        assert least >= WORKS[name].distinct, f"{name}: only {least} distinct hypotheses; take another seed"
-    rates = {str(t).removeprefix("torch."): matrix_rate(t) for t in {torch.float32, pair.ours.generator.dtype}}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if options.json:
-        setting = {"machine": describe(), "generator": options.generator, "runs": options.runs, "seed": options.seed}
-        print(json.dumps({**setting, "gflops_per_second": rates, "peak_memory_gb": memory, "works": figures}))
-        return
-    size = "tiny" if options.tiny else "base"
-    dtypes = f"float32 and {figures[0]['dtype']}"
-    print(f"{describe()}\n{options.generator}-{size}, {dtypes}, {options.runs} runs, peak memory {memory:.1f} GB")
-    print("matrix rate: " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
-    print("\n| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
-    print("\n".join(map(row, figures)))
-    print("\nSeconds are medians, × is the median of the pairwise ratios, shares are of the matrix rate.")
-
-
-COLUMNS = [
-    *("work", "reference s", "ragstone s", "×", "tokens/s", "reference GFLOPs", "ragstone GFLOPs"),
-    *("reference share", "ragstone share", "hypotheses", "winners equal"),
-]
+COLUMNS = ["work", "reference s", "ragstone s", "×", "tokens/s", "reference GFLOPs", "ragstone GFLOPs"]
+COLUMNS += ["reference share", "ragstone share", "hypotheses", "winners equal"]
 
 
 def row(f: dict[str, Any]) -> str:
     """One line of the table."""
-    found = ", ".join(map(str, f["hypotheses"]))
-    winners = f"{f['equal']} of {f['batch']} (of which margin > {CLEAR:g}: {f['clear_equal']} of {f['clear']} equal)"
     cells = [f["work"], f"{f['reference']:.3f}", f"{f['ragstone']:.3f}", f"{f['ratio']:.1f}"]
     cells += [f"{f[name]:.1f}" for name in ("tokens_per_second", "gflops_reference", "gflops_ragstone")]
-    cells += [f"{f[name]:.0%}" for name in ("share_reference", "share_ragstone")]
-    return "| " + " | ".join([*cells, found, winners]) + " |"
+    cells += [f"{f['share_reference']:.0%}", f"{f['share_ragstone']:.0%}", ", ".join(map(str, f["hypotheses"]))]
+    winners = f"{f['equal']} of {f['batch']} (of which margin > {CLEAR:g}: {f['clear_equal']} of {f['clear']} equal)"
+    return f"| {' | '.join(cells)} | {winners} |"
+
+
+def works(options: Any) -> None:
+    """The table."""
+    figures: list[dict[str, Any]] = []
+    for name in options.works:
+        pair = Pair(WORKS[name], options)
+        figures.append({"work": name, **measure(pair, options.runs)})
+        print(row(figures[-1]), file=sys.stderr, flush=True)
+        least = min(figures[-1]["hypotheses"], default=0)
+        assert least >= WORKS[name].distinct, f"{name}: {least} distinct hypotheses are too few; take another seed"
+    rates = {str(t).removeprefix("torch."): matrix_rate(t) for t in (torch.float32, pair.ours.generator.dtype)}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    setting = {"generator": options.generator + ("-tiny" if options.tiny else "-base"), "runs": options.runs}
+    setting |= {"seed": options.seed, "gflops_per_second": rates, "peak_memory_gb": memory}
+    if options.json:
+        print(json.dumps({"machine": describe(), **setting, "works": figures}))
+        return
+    print(describe(), setting, "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", sep="\n")
+    print(*map(row, figures), sep="\n")
+    print(f"\nReference in float32, Ragstone in {figures[0]['dtype']}; median seconds, median of the pairwise ratios.")
 
 
 def sweep(options: Any) -> None:
     """Both methods over the values of one quantity: a figure, and its numbers."""
     try:
-        import matplotlib
+        from matplotlib import pyplot
     except ImportError:
-        sys.exit("A sweep draws a figure with matplotlib, which is not installed: pip install matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+        sys.exit("A sweep draws with matplotlib, which is not installed: pip install matplotlib")
     name, values = options.sweep, SWEEPS[options.sweep]
-    figures: dict[str, list[dict[str, Any]]] = {"sequence": [], "token": []}
-    for method, rows in figures.items():
-        for value in values:
-            rows.append(measure(build(replace(SWEPT, method=method, **{name: value}), options), options.runs))
-            seconds = f"{rows[-1]['reference']:.3f} s and {rows[-1]['ragstone']:.3f} s"
-            print(f"{method}, {name} = {value}: {seconds}, × {rows[-1]['ratio']:.1f}", file=sys.stderr, flush=True)
+    pyplot.switch_backend("Agg")
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figures: dict[str, list[dict[str, Any]]] = {"sequence": [], "token": []}
     for panel, (method, rows) in zip(panels, figures.items(), strict=True):
+        for value in values:
+            measured = measure(Pair(replace(SWEPT, method=method, **{name: value}), options), options.runs)
+            rows.append({"work": f"{method}, {name} = {value}", **measured})
+            print(row(rows[-1]), file=sys.stderr, flush=True)
         for side, label in (("reference", "transformers, float32"), ("ragstone", f"Ragstone, {rows[0]['dtype']}")):
             panel.plot(range(len(values)), [f[side] for f in rows], marker="o", label=label)
         for n, f in enumerate(rows):
-            at = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-            panel.annotate(f"{f['ratio']:.1f}×", (n, f["ragstone"]), **at)
-        panel.set(title=f"RAG-{method.capitalize()}", yscale="log", xlabel={"k": "K"}.get(name, name))
+            above = dict(xytext=(0, 7), textcoords="offset points", ha="center")
+            panel.annotate(f"{f['ratio']:.1f}×", (n, f["ragstone"]), **above)
+        panel.set(title=f"RAG-{method.capitalize()}", yscale="log", xlabel={"k": "passages K"}.get(name, name))
         panel.set_xticks(range(len(values)), map(str, values))
     panels[0].set_ylabel("seconds")
     panels[0].legend()
@@ -479,57 +416,48 @@ def sweep(options: Any) -> None:
     print(json.dumps({"machine": describe(), "figure": str(path), **figures}) if options.json else path)
 
 
-# The local default
-
-
 def ask(options: Any) -> None:
-    """Seconds of questions asked with cold and with cached passages, and of one prompt with all passages."""
+    """Seconds of questions with cold and with cached passages, and of one prompt with all passages."""
     texts = [json.loads(line)["question"] for line in options.questions.read_text(encoding="utf-8").splitlines()]
     random.Random(options.seed).shuffle(texts)
-    first, *texts = texts[: options.limit + 1]
     base = ragstone.KnowledgeBase.open(options.kb)
-    figures: dict[str, Any] = {"machine": describe(), "questions": len(texts)}
+    figures: dict[str, Any] = {"machine": describe(), "questions": options.limit, "k": 5, "max_new_tokens": 16}
     for method in ("token", "sequence"):
         rag = ragstone.RagPipeline.from_pretrained("local", knowledge_base=base, method=method)
         figures["dtype"] = str(rag.model.generator.dtype).removeprefix("torch.")
-        seconds: dict[str, list[float]] = {"cold": [], "cached": [], "one prompt": []}
-        tokens: dict[str, list[int]] = {"ragstone": [], "one prompt": []}
-        for n, text in enumerate([first, *texts]):  # the first is for warming up
-            if hasattr(rag, "clear_cache"):
-                rag.clear_cache()
-            cold, answer = seconds_of(lambda: rag(text, k=5, max_new_tokens=16))  # noqa: B023
-            cached, _ = seconds_of(lambda: rag(text, k=5, max_new_tokens=16))  # noqa: B023
-            alone, written = seconds_of(lambda: one_prompt(rag, base, text))  # noqa: B023
-            if n:
-                for name, spent in zip(seconds, (cold, cached, alone), strict=True):
-                    seconds[name].append(spent)
-                tokens["ragstone"].append(len(answer.tokens))
-                tokens["one prompt"].append(written)
-        figures[method] = {name: median(spent) for name, spent in seconds.items()}
-        figures[method] |= {f"tokens, {name}": sum(counts) / len(counts) for name, counts in tokens.items()}
+        rows = [asked_three_ways(rag, base, text) for text in texts[: options.limit + 1]][1:]  # the first warms up
+        figures[method] = {name: (mean if "tokens" in name else median)(r[name] for r in rows) for name in rows[0]}
     if options.json:
         print(json.dumps(figures))
         return
-    print(f"{figures['machine']}\n{len(texts)} questions, K = 5, {figures['dtype']}, median seconds\n")
-    print("| | " + " | ".join(figures["token"]) + " |\n" + "|---" * (len(figures["token"]) + 1) + "|")
+    names = list(figures["token"])
+    print(figures.pop("machine"), {k: v for k, v in figures.items() if k not in ("token", "sequence")}, "", sep="\n")
+    print("| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|", sep="\n")
     for method in ("token", "sequence"):
-        print(f"| {method} | " + " | ".join(f"{value:.3f}" for value in figures[method].values()) + " |")
+        print(f"| {method} | " + " | ".join(f"{figures[method][name]:.3f}" for name in names) + " |")
+
+
+def asked_three_ways(rag: Any, base: Any, question: str) -> dict[str, float]:
+    """Seconds (search included) and new tokens."""
+    if hasattr(rag, "clear_cache"):
+        rag.clear_cache()
+    cold, answer = seconds_of(lambda: rag(question, k=5, max_new_tokens=16))
+    cached, _ = seconds_of(lambda: rag(question, k=5, max_new_tokens=16))
+    alone, written = seconds_of(lambda: one_prompt(rag, base, question))
+    ratios = {"cold / one prompt": cold / alone, "cached / one prompt": cached / alone}
+    tokens = {"tokens": len(answer.tokens), "tokens, one prompt": written}
+    return {"cold s": cold, "cached s": cached, "one prompt s": alone, **ratios, **tokens}
 
 
 def one_prompt(rag: Any, base: Any, question: str) -> int:
-    """Search, then transformers' own greedy search on one prompt with all passages: the number of new tokens."""
-    form, tokenizer, generator = rag.model.config, rag.tokenizer.generator, rag.model.generator
-    hits = base.search([question], k=5)[0]
-    passages = "\n\n".join(f"{hit.passage.title}\n{hit.passage.text}" for hit in hits)
-    messages = [
-        {"role": "system", "content": form.prompt_system},
-        {"role": "user", "content": passages + form.prompt_question.replace("{question}", question)},
-    ]
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    out = generator.generate(**inputs, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    return out.shape[1] - inputs["input_ids"].shape[1]
+    """Search, then transformers' greedy search on one prompt with all passages: the number of new tokens."""
+    form, tokenizer = rag.model.config, rag.tokenizer.generator
+    found = [f"{hit.passage.title}\n{hit.passage.text}" for hit in base.search([question], k=5)[0]]
+    asked = "\n\n".join(found) + form.prompt_question.replace("{question}", question)
+    messages = [{"role": "system", "content": form.prompt_system}, {"role": "user", "content": asked}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    greedy = dict(max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return rag.model.generator.generate(**inputs, **greedy).shape[1] - inputs["input_ids"].shape[1]
 
 
 if __name__ == "__main__":

@@ -18,15 +18,11 @@ class Contexts:
     Args:
         generator: reads them.
         input_ids, attention_mask: (N, S).
-        prompt_lengths: (N,), how many real tokens of each context depend on its passage alone; see
-            :meth:`ragstone.generators.Generator.encode`.
     """
 
-    def __init__(
-        self, generator: Generator, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
-    ) -> None:
+    def __init__(self, generator: Generator, input_ids: Tensor, attention_mask: Tensor) -> None:
         self.generator = generator
-        self.input_ids, self.attention_mask, self.prompt_lengths = input_ids, attention_mask, prompt_lengths
+        self.input_ids, self.attention_mask = input_ids, attention_mask
         self._parts: list[EncodedContexts] = []
         self._part = torch.full((len(input_ids),), -1, device=input_ids.device)  # which of the parts holds each row
         self._place = torch.zeros_like(self._part)  # and where
@@ -35,14 +31,13 @@ class Contexts:
     def encode(self, rows: Tensor | None = None) -> EncodedContexts:
         """Some contexts (R,), or all, in this order; those that nobody has needed yet are read together."""
         rows = torch.arange(len(self._part), device=self._part.device) if rows is None else rows
-        missing = rows[self._part[rows] < 0].unique()
+        missing = torch.unique(rows[self._part[rows] < 0])
         if len(missing):
             ids, mask = trim_padding(self.input_ids[missing], self.attention_mask[missing])
-            lengths = None if self.prompt_lengths is None else self.prompt_lengths[missing]
             self._place[missing] = torch.arange(len(missing), device=rows.device)
             self._part[missing] = len(self._parts)
-            self._parts.append(self.generator.encode(ids, mask, lengths))
-        parts = self._part[rows].unique().tolist()
+            self._parts.append(self.generator.encode(ids, mask))
+        parts = torch.unique(self._part[rows]).tolist()
         if len(parts) > 1:
             raise ValueError("rows that were read at different times; score them with pairs()")
         part, places = self._parts[parts[0]], self._place[rows]
@@ -51,9 +46,9 @@ class Contexts:
 
     def pairs(self, rows: Tensor) -> Iterator[tuple[EncodedContexts, Tensor, Tensor]]:
         """Whatever belongs together of pairs with contexts ``rows`` (P,): contexts, which pairs (P',), their contexts."""
-        missing = rows[self._part[rows] < 0].unique()
+        missing = torch.unique(rows[self._part[rows] < 0])
         if len(missing):
             self.encode(missing)
-        for number in self._part[rows].unique().tolist():
+        for number in torch.unique(self._part[rows]).tolist():
             which = (self._part[rows] == number).nonzero().squeeze(1)
             yield self._parts[number], which, self._place[rows[which]]

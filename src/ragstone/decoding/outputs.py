@@ -26,8 +26,8 @@ class RagGenerateOutput(ModelOutput):
             where ``output_scores`` asked for it.
         scores: processed next-token scores per step, each (rows, V), where ``output_scores`` asked for them (RAG-Token).
         logits: marginal log-probabilities per step, each (rows, V), where ``output_logits`` asked for them (RAG-Token).
-        log_prob_bounds: (R, 2), between which log p(y|x) lies (RAG-Sequence): both are ``log_probs`` unless ``complete=False``
-            left passages out, in which case ``log_probs`` is the lower one and ``posteriors`` leave those passages out.
+        log_prob_bounds: (R, 2), between which log p(y|x) lies (RAG-Sequence): both are ``log_probs`` unless
+            ``complete=False`` left passages out; then ``log_probs`` is the lower one, and ``posteriors`` leave them out too.
         beam_indices: (R, T) as transformers' beam search reports them (RAG-Token).
     """
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ragstone.decoding.options import is_neutral, option
-from ragstone.generators import DecodingState, EncodedContexts, Generator
+from ragstone.generators import EncodedContexts, Generator
 
 __all__ = ["Found", "SearchPlan", "quick_search"]
 
@@ -33,14 +33,47 @@ _NEVER = -1.0e9
 """The score of what must not be chosen, as in transformers' beam search."""
 
 _HANDLED = frozenset(
-    "max_length max_new_tokens min_length min_new_tokens num_beams num_return_sequences length_penalty early_stopping "
-    "forced_bos_token_id forced_eos_token_id no_repeat_ngram_size eos_token_id pad_token_id bos_token_id "
-    "decoder_start_token_id use_cache return_dict_in_generate".split()
+    {
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "min_new_tokens",
+        "num_beams",
+        "num_return_sequences",
+        "length_penalty",
+        "early_stopping",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "no_repeat_ngram_size",
+        "eos_token_id",
+        "pad_token_id",
+        "bos_token_id",
+        "decoder_start_token_id",
+        "use_cache",
+        "return_dict_in_generate",
+    }
 )
-_ONLY_FOR_SAMPLING = frozenset("temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split())
+_ONLY_FOR_SAMPLING = frozenset(
+    {
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "top_h",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+    }
+)
 _ONLY_FOR_ASSISTANTS = frozenset(
-    "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold max_matching_ngram_size "
-    "assistant_lookbehind target_lookbehind".split()
+    {
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "max_matching_ngram_size",
+        "assistant_lookbehind",
+        "target_lookbehind",
+    }
 )
 
 
@@ -168,7 +201,7 @@ class _Marginal:
     def keep(self, questions: Tensor) -> None:
         """Let all other questions leave."""
         every = torch.arange(self.prior.numel() * self.copies, device=questions.device)
-        self.state: DecodingState = self.state.select(every.view(len(self.prior), -1)[questions].flatten())
+        self.state = self.state.select(every.view(len(self.prior), -1)[questions].flatten())
         self.prior = self.prior[questions]
 
 

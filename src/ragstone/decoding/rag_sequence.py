@@ -130,9 +130,7 @@ class _Search:
         """Search every question's passages, the likely ones first, until nothing can change the best ``count``."""
         going = list(range(len(self.tables)))
         while going:
-            chunk = [
-                (b, k) for b in going for k in self.tables[b].next_passages(stop_early=thorough and early_stop)
-            ]
+            chunk = [(b, k) for b in going for k in self.tables[b].next_passages(stop_early=thorough and early_stop)]
             self._find(chunk, beams)
             for b, k in chunk:
                 self.tables[b].seen.append(k)
@@ -318,7 +316,7 @@ def _collect(
     )
 
 
-def _probabilities(prior: Tensor, sequences: Tensor, scores: Tensor) -> dict[str, Tensor]:
+def _probabilities(prior: Tensor, sequences: Tensor, scores: Tensor) -> dict[str, Any]:
     """What is returned of sequences (R, T) with log p(y_t|x,z,y_<t) (R, K, T') and log p(z|x) (R, K)."""
     return {
         "sequences": sequences,

@@ -95,7 +95,7 @@ def _only_used(encoded: EncodedContexts, places: Tensor) -> tuple[EncodedContext
     Where most of those are not used, the used ones are copied.
     """
     first, last = int(places.min()), int(places.max())
-    used = places.unique()
+    used = torch.unique(places)
     if 2 * len(used) >= last + 1 - first:
         return encoded.select(slice(first, last + 1)), places - first
     return encoded.select(used), torch.searchsorted(used, places)

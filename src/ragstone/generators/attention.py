@@ -2,10 +2,10 @@
 
 transformers' models call attention through a table of functions (``AttentionInterface``). The one registered here computes
 what ``sdpa`` computes, with two additions. Queries may have more rows than keys: the rows of one context are then folded
-into the query axis, so that neither beams nor hypotheses copy its keys. And keys may come in two parts (:class:`SharedKeys`):
-those of a prompt, one row a context, and those of the tokens behind it, one row a query row. On a CPU two batched matrix
-products with a softmax between them take the place of the fused kernel wherever they are quicker: in half precision, and
-for few queries (``benchmarks/kernels.py``).
+into the query axis, so that neither beams nor hypotheses copy its keys. And keys may come in two parts
+(:class:`SharedKeys`): those of a prompt, one row a context, and those of the tokens behind it, one row a query row. On a
+CPU two batched matrix products with a softmax between them take the place of the fused kernel wherever they are quicker:
+in half precision, and for few queries.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RowGroups:
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """Keys (or values) that rows share: ``prompt`` (N, heads, S, ·) of the contexts and ``own`` (R, heads, t, ·) of the rows.
+    """Keys (or values): ``prompt`` (N, heads, S, ·), which rows share, and ``own`` (R, heads, t, ·), which they do not.
 
     Cross-attention has no ``own``. A model passes them on to attention as it would a tensor.
     """
@@ -183,6 +183,8 @@ def _attention(
         shared = _folded if key.own is None else _two_parts
         out = shared(query, key, value, attention_mask, scaling, position_bias, softcap)
     else:
+        assert isinstance(key, Tensor)
+        assert isinstance(value, Tensor)
         groups = query.shape[1] // key.shape[1]
         half = query.dtype in (torch.bfloat16, torch.float16)
         small = half or query.shape[2] * groups < _FEW_QUERIES

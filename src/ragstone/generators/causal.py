@@ -50,9 +50,7 @@ class CausalGenerator(Generator):
         mask = torch.cat([attention_mask, torch.ones_like(inputs)], dim=1)
         return self._call(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits
 
-    def encode(
-        self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
-    ) -> EncodedContexts:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
         """One pass over the prompts (N, S), kept as keys, values and the prediction of the first answer token."""
         input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
         cache = DynamicCache(config=self.model.config)

@@ -1,8 +1,8 @@
 """Weights in the layout that the CPU's matrix kernels read fastest, made once for each layer and used without gradient.
 
 A linear layer with few input rows is bound by reading its weights, and oneDNN reorders them at every call. Weights that
-are reordered beforehand are read at the memory's own rate: two to four times as fast at the sizes of a decoding step
-(``benchmarks/kernels.py``). The packed copies cost as much memory as the weights.
+are reordered beforehand are read at the memory's own rate: faster at the sizes of a
+decoding step. The packed copies cost as much memory as the weights.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _switch_on(model: Any) -> None:
     if _can_pack(model):
         for module in model.modules():
             if type(module) is nn.Linear and "forward" not in vars(module):
-                module.forward = _packed_forward(module)
+                vars(module)["forward"] = _packed_forward(module)
 
 
 def _switch_off(model: Any) -> None:
@@ -112,7 +112,7 @@ def _can_pack(model: Any) -> bool:
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and not weight.is_inference()
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and sum(p.numel() * p.element_size() for p in model.parameters()) <= MAX_PACKED_BYTES
     )

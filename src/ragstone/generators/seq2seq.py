@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -58,9 +58,7 @@ class Seq2SeqGenerator(Generator):
         shifted[:, 1:] = labels[:, :-1]
         return shifted.masked_fill(shifted < 0, self.fill_token_id)
 
-    def encode(
-        self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
-    ) -> EncodedContexts:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
         """One pass of the encoder, and of the decoder over the start token, which leaves cross-attention's keys behind."""
         input_ids, attention_mask = align_padding(input_ids, attention_mask, left=False)
         with self.accelerated():
@@ -78,7 +76,8 @@ class Seq2SeqGenerator(Generator):
     def _begin(self, contexts: EncodedContexts, rows: Tensor, *, share: bool, fresh: bool) -> DecodingState:
         own, cross = contexts.cache.self_attention_cache, contexts.cache.cross_attention_cache
         cache = EncoderDecoderCache(
-            DynamicCache() if fresh else select_cache(own, rows), share_contexts(cross) if share else select_cache(cross, rows)
+            DynamicCache() if fresh else select_cache(own, rows),
+            share_contexts(cross) if share else select_cache(cross, rows),
         )
         cache.is_updated = dict(contexts.cache.is_updated)
         if share:

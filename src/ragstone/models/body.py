@@ -207,7 +207,7 @@ class RagModel(RagPreTrainedModel):
 
     def contexts(self, inputs: RagInputs) -> Contexts:
         """The B·K contexts, each of which is read, without gradient, when it is first needed."""
-        return Contexts(self.adapter(), inputs.context_input_ids, inputs.context_attention_mask, inputs.prompt_lengths)
+        return Contexts(self.adapter(), inputs.context_input_ids, inputs.context_attention_mask)
 
     def target_logits(self, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
         """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""
