@@ -141,7 +141,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
             options: those of transformers' ``generate`` (``num_beams``, ``do_sample``, ``max_new_tokens``,
                 ``num_return_sequences``, ``prefix_allowed_tokens_fn``, ``logits_processor``, ``stopping_criteria``, …); a
                 misspelt one is a TypeError. RAG-Token also takes ``streamer``, ``output_scores`` and ``output_logits``;
-                RAG-Sequence takes ``decode="thorough" | "fast"`` and ``do_deduplication``.
+                RAG-Sequence takes ``decode="thorough" | "fast"``, ``do_deduplication``, ``prune``, ``early_stop`` and
+                ``complete`` (see :func:`ragstone.decoding.rag_sequence_generate`).
 
         Returns:
             (B · num_return_sequences, T) token ids, or a :class:`ragstone.decoding.RagGenerateOutput` of them. They begin
