@@ -1,12 +1,12 @@
 """Ragstone and transformers' own RAG classes: the same weights, contexts and answers, and the time of both.
 
-    python benchmarks/decoding.py [--generator bart|t5] [--dtype float32|default] [--works NAME …] [--json]
+    python benchmarks/decoding.py [--generator bart|t5] [--dtype float32 default] [--works NAME …] [--json]
     python benchmarks/decoding.py --sweep k|beams|batch --out docs/
     python benchmarks/decoding.py --ask --kb KB --questions questions.jsonl
 
 Each work is done by both in turn in one process, ``--runs`` times. Weights are random, of the shapes of DPR and BART-base or
 T5-base; contexts are random tokens, which the reference gets padded to 300 as its own retriever pads them. The reference
-runs in float32, its default, and Ragstone in float32 on the very same modules or, with ``--dtype default``, in what it
+runs in float32, its default, and Ragstone in float32 on the very same modules and, with ``--dtype default``, in what it
 chooses by itself. GFLOPs are those of matrix products, counted from shapes: for the reference as it computes, for Ragstone
 what the task asks for: each context encoded once, no padding, every hypothesis scored under every passage. Where an early
 stop does less, Ragstone's share of the matrix rate is too high. ``--ask`` compares the local default, its passages cold or
@@ -78,7 +78,7 @@ CERTAINTY = 1e-3, 0.97
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", choices=["bart", "t5"], default="bart")
-    parser.add_argument("--dtype", choices=["float32", "default"], default="float32", help="of Ragstone")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "default"], default=["float32"], help="of Ragstone")
     parser.add_argument("--works", nargs="+", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--runs", type=int, default=None, help="5 by default, 3 for sweeps")
     parser.add_argument("--threads", type=int, default=None)
@@ -239,11 +239,13 @@ class Pair:
             question_encoder_model=question_encoder, generator_model=generator, n_docs=work.k
         )
         teach(generator, self.passages, work, options.seed)  # not before: models draw new output weights when built
-        if options.dtype == "default":
-            self.ours = copy.deepcopy(self.ours)
-            pipeline._set_dtype(self.ours, None)
+        self.variants = {"float32": self.ours}
+        if "default" in options.dtype:
+            self.variants["default"] = copy.deepcopy(self.ours)
+            pipeline._set_dtype(self.variants["default"], None)
+        self.variants = {name: self.variants[name] for name in options.dtype}
         self.asked = dict(input_ids=self.passages.questions, n_docs=work.k, num_beams=work.beams, do_sample=False)
-        for model in (self.theirs, self.ours):
+        for model in (self.theirs, *self.variants.values()):
             model.set_retriever(self.passages)
 
     def reference(self) -> Tensor:
@@ -323,17 +325,33 @@ def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def measure(pair: Pair, runs: int) -> dict[str, Any]:
-    """Seconds of both in turn, and their answers."""
-    margins = pair.margins()  # Ragstone's first run, not timed
-    seconds: dict[str, list[float]] = {"reference": [], "ragstone": []}
+def measure(pair: Pair, runs: int) -> list[dict[str, Any]]:
+    """Seconds of the reference and of Ragstone in each dtype, in turn, and their answers."""
+    margins, spent, answers = {}, {"reference": []}, {}
+    for name, model in pair.variants.items():
+        pair.ours = model
+        margins[name], spent[name] = pair.margins(), []  # Ragstone's first runs, not timed
     for _ in range(runs):
         pair.passages.asked.clear()
-        spent, expected = seconds_of(pair.reference)
-        seconds["reference"].append(spent)
+        time_taken, expected = seconds_of(pair.reference)
+        spent["reference"].append(time_taken)
         candidates = pair.passages.asked[1:]  # it retrieves again for each of them
-        spent, found = seconds_of(pair.ragstone)
-        seconds["ragstone"].append(spent)
+        for name, model in pair.variants.items():
+            pair.ours = model
+            time_taken, answers[name] = seconds_of(pair.ragstone)
+            spent[name].append(time_taken)
+    figures = []
+    for name, model in pair.variants.items():
+        pair.ours = model
+        seconds = {"reference": spent["reference"], "ragstone": spent[name]}
+        figures.append(compare(pair, seconds, candidates, margins[name], expected, answers[name]))
+    return figures
+
+
+def compare(
+    pair: Pair, seconds: dict[str, list[float]], candidates: list[int], margins: list[float], expected: Any, found: Any
+) -> dict[str, Any]:
+    """The figures of one work in one dtype."""
     # Padding and EOS are below 4, words are not.
     words = [[[t for t in row if t >= 4] for row in sequences.tolist()] for sequences in (expected, found)]
     equal = [a == b for a, b in zip(*words, strict=True)]
@@ -350,13 +368,13 @@ def measure(pair: Pair, runs: int) -> dict[str, Any]:
     return f | dict(margins=margins, seconds=seconds)
 
 
-COLUMNS = ["work", "reference s", "ragstone s", "×", "tokens/s", "reference GFLOPs", "ragstone GFLOPs"]
+COLUMNS = ["work", "dtype", "reference s", "ragstone s", "×", "tokens/s", "reference GFLOPs", "ragstone GFLOPs"]
 COLUMNS += ["reference share", "ragstone share", "hypotheses", "winners equal"]
 
 
 def row(f: dict[str, Any]) -> str:
     """One line of the table."""
-    cells = [f["work"], f"{f['reference']:.3f}", f"{f['ragstone']:.3f}", f"{f['ratio']:.1f}"]
+    cells = [f["work"], f["dtype"], f"{f['reference']:.3f}", f"{f['ragstone']:.3f}", f"{f['ratio']:.1f}"]
     cells += [f"{f[name]:.1f}" for name in ("tokens_per_second", "gflops_reference", "gflops_ragstone")]
     cells += [f"{f['share_reference']:.0%}", f"{f['share_ragstone']:.0%}", ", ".join(map(str, f["hypotheses"]))]
     winners = f"{f['equal']} of {f['batch']} (of which margin > {CLEAR:g}: {f['clear_equal']} of {f['clear']} equal)"
@@ -368,11 +386,13 @@ def works(options: Any) -> None:
     figures: list[dict[str, Any]] = []
     for name in options.works:
         pair = Pair(WORKS[name], options)
-        figures.append({"work": name, **measure(pair, options.runs)})
-        print(row(figures[-1]), file=sys.stderr, flush=True)
+        for measured in measure(pair, options.runs):
+            figures.append({"work": name, **measured})
+            print(row(figures[-1]), file=sys.stderr, flush=True)
         least = min(figures[-1]["hypotheses"], default=0)
         assert least >= WORKS[name].distinct, f"{name}: {least} distinct hypotheses are too few; take another seed"
-    rates = {str(t).removeprefix("torch."): matrix_rate(t) for t in (torch.float32, pair.ours.generator.dtype)}
+    dtypes = {torch.float32, *(model.generator.dtype for model in pair.variants.values())}
+    rates = {str(t).removeprefix("torch."): matrix_rate(t) for t in dtypes}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     setting = {"generator": options.generator + ("-tiny" if options.tiny else "-base"), "runs": options.runs}
     setting |= {"seed": options.seed, "gflops_per_second": rates, "peak_memory_gb": memory}
@@ -381,7 +401,7 @@ def works(options: Any) -> None:
         return
     print(describe(), setting, "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", sep="\n")
     print(*map(row, figures), sep="\n")
-    print(f"\nReference in float32, Ragstone in {figures[0]['dtype']}; median seconds, median of the pairwise ratios.")
+    print("\nReference in float32; median seconds, median of the pairwise ratios.")
 
 
 def sweep(options: Any) -> None:
@@ -396,14 +416,14 @@ def sweep(options: Any) -> None:
     figures: dict[str, list[dict[str, Any]]] = {"sequence": [], "token": []}
     for panel, (method, rows) in zip(panels, figures.items(), strict=True):
         for value in values:
-            measured = measure(Pair(replace(SWEPT, method=method, **{name: value}), options), options.runs)
+            measured = measure(Pair(replace(SWEPT, method=method, **{name: value}), options), options.runs)[-1]
             rows.append({"work": f"{method}, {name} = {value}", **measured})
             print(row(rows[-1]), file=sys.stderr, flush=True)
         for side, label in (("reference", "transformers, float32"), ("ragstone", f"Ragstone, {rows[0]['dtype']}")):
             panel.plot(range(len(values)), [f[side] for f in rows], marker="o", label=label)
         for n, f in enumerate(rows):
-            above = dict(xytext=(0, 7), textcoords="offset points", ha="center")
-            panel.annotate(f"{f['ratio']:.1f}×", (n, f["ragstone"]), **above)
+            below = dict(xytext=(0, -14), textcoords="offset points", ha="center")
+            panel.annotate(f"{f['ratio']:.1f}×", (n, f["ragstone"]), **below)
         panel.set(title=f"RAG-{method.capitalize()}", yscale="log", xlabel={"k": "passages K"}.get(name, name))
         panel.set_xticks(range(len(values)), map(str, values))
     panels[0].set_ylabel("seconds")
