@@ -459,8 +459,7 @@ def ask(options: Any) -> None:
 
 def asked_three_ways(rag: Any, base: Any, question: str) -> dict[str, float]:
     """Seconds (search included) and new tokens."""
-    if hasattr(rag, "clear_cache"):
-        rag.clear_cache()
+    rag.clear_cache()
     cold, answer = seconds_of(lambda: rag(question, k=5, max_new_tokens=16))
     cached, _ = seconds_of(lambda: rag(question, k=5, max_new_tokens=16))
     alone, written = seconds_of(lambda: one_prompt(rag, base, question))

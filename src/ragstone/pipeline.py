@@ -116,6 +116,7 @@ class _Prepared:
     context_input_ids: Tensor
     context_attention_mask: Tensor
     doc_scores: Tensor
+    prompt_lengths: Tensor
 
     def of(self, b: int) -> _Prepared:
         """Question b alone."""
@@ -127,6 +128,7 @@ class _Prepared:
             self.context_input_ids[rows],
             self.context_attention_mask[rows],
             self.doc_scores[b : b + 1],
+            self.prompt_lengths[b : b + 1],
         )
 
     @property
@@ -219,6 +221,11 @@ class RagPipeline:
         """``"token"`` or ``"sequence"``."""
         return self.model.method
 
+    def clear_cache(self) -> None:
+        """Forget what a causal generator has read of passages (``model.rag.prompt_store``)."""
+        if self.model.rag.prompt_store is not None:
+            self.model.rag.prompt_store.clear()
+
     @overload
     def __call__(self, question: str, **options: Any) -> Answer: ...
 
@@ -271,7 +278,10 @@ class RagPipeline:
         for start in range(0, len(questions), QUESTIONS_PER_BATCH):
             part = slice(start, start + QUESTIONS_PER_BATCH)
             prepared = self._prepare(questions[part], k, search, where, prior, None if given is None else given[part])
-            out = self.model.generate(**prepared.inputs, return_dict_in_generate=True, **options)
+            lengths = prepared.prompt_lengths if self.model.config.causal else None
+            out = self.model.generate(
+                **prepared.inputs, prompt_lengths=lengths, return_dict_in_generate=True, **options
+            )
             answers += self._answers(prepared, out, num_return_sequences)
         return answers[0] if single else answers
 
@@ -339,7 +349,8 @@ class RagPipeline:
         passages = [[hit.passage for hit in row] for row in hits]
         contexts = self.retriever.contexts(questions, passages, k)
         report_truncation(contexts.truncated, self.model.config.prompt_format().max_length)
-        return _Prepared(questions, passages, contexts.input_ids.to(device), contexts.attention_mask.to(device), scores)
+        given_contexts = contexts.input_ids.to(device), contexts.attention_mask.to(device)
+        return _Prepared(questions, passages, *given_contexts, scores, contexts.prompt_lengths.to(device))
 
     def _encode_given(self, given: list[list[Passage]]) -> list[list[Hit]]:
         """Vectors of the passages that the caller brought, each encoded once."""

@@ -170,6 +170,7 @@ class RagRetriever:
             "retrieved_doc_embeds": torch.from_numpy(vectors),
             "retrieved_doc_mask": torch.from_numpy(mask),
             "truncated": contexts.truncated,
+            "prompt_lengths": contexts.prompt_lengths,
         }
         if return_tensors is None:
             data = {name: value.tolist() for name, value in data.items()}

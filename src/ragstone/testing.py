@@ -195,6 +195,7 @@ class ToyRetriever:
                 "retrieved_doc_embeds": torch.from_numpy(embeds),
                 "retrieved_doc_mask": (torch.arange(slots) < best.shape[1]).expand(len(best), slots),
                 "truncated": contexts.truncated,
+                "prompt_lengths": contexts.prompt_lengths,
                 "doc_ids": [[f"toy-{n}" for n in row] for row in best],
             }
         )

@@ -18,11 +18,14 @@ class Contexts:
     Args:
         generator: reads them.
         input_ids, attention_mask: (N, S).
+        prompt_lengths: (N,), see :meth:`ragstone.generators.Generator.encode`.
     """
 
-    def __init__(self, generator: Generator, input_ids: Tensor, attention_mask: Tensor) -> None:
+    def __init__(
+        self, generator: Generator, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
+    ) -> None:
         self.generator = generator
-        self.input_ids, self.attention_mask = input_ids, attention_mask
+        self.input_ids, self.attention_mask, self.prompt_lengths = input_ids, attention_mask, prompt_lengths
         self._parts: list[EncodedContexts] = []
         self._part = torch.full((len(input_ids),), -1, device=input_ids.device)  # which of the parts holds each row
         self._place = torch.zeros_like(self._part)  # and where
@@ -36,7 +39,8 @@ class Contexts:
             ids, mask = trim_padding(self.input_ids[missing], self.attention_mask[missing])
             self._place[missing] = torch.arange(len(missing), device=rows.device)
             self._part[missing] = len(self._parts)
-            self._parts.append(self.generator.encode(ids, mask))
+            lengths = None if self.prompt_lengths is None else self.prompt_lengths[missing]
+            self._parts.append(self.generator.encode(ids, mask, lengths))
         parts = torch.unique(self._part[rows]).tolist()
         if len(parts) > 1:
             raise ValueError("rows that were read at different times; score them with pairs()")

@@ -128,8 +128,14 @@ class Generator(ABC):
         """One differentiable pass that keeps nothing: contexts (N, S), labels (N, T) -> logits (N, T, V)."""
 
     @abstractmethod
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
-        """Read N contexts (N, S) once."""
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
+    ) -> EncodedContexts:
+        """Read N contexts (N, S) once.
+
+        ``prompt_lengths`` (N,) says how many real tokens at the beginning of each depend on its passage alone: a causal
+        generator with a prompt store reads those once for all questions.
+        """
 
     @abstractmethod
     def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:

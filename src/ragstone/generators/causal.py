@@ -6,12 +6,15 @@ import inspect
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ragstone.errors import InputError, ModelError
-from ragstone.generators.attention import RowGroups, share_prompts
+from ragstone.generators.attention import RowGroups, rows_grouped, share_prompts
 from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding, select_cache
+from ragstone.generators.prompt_store import PromptStore
+from ragstone.generators.prompts import pad_rows
 
 __all__ = ["CausalGenerator"]
 
@@ -24,8 +27,9 @@ class CausalGenerator(Generator):
     every answer begins in the same column.
     """
 
-    def __init__(self, model: Any, *, fast: bool = True) -> None:
+    def __init__(self, model: Any, *, fast: bool = True, store: PromptStore | None = None) -> None:
         super().__init__(model, fast=fast)
+        self.store = store
         if getattr(model, "_is_stateful", False):
             raise ModelError(
                 f"{type(model).__name__} keeps a recurrent state instead of keys and values; use a model with attention."
@@ -50,13 +54,61 @@ class CausalGenerator(Generator):
         mask = torch.cat([attention_mask, torch.ones_like(inputs)], dim=1)
         return self._call(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
-        """One pass over the prompts (N, S), kept as keys, values and the prediction of the first answer token."""
-        input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
+    ) -> EncodedContexts:
+        """One pass over the prompts (N, S), kept as keys, values and the prediction of the first answer token.
+
+        With ``prompt_lengths`` and a store, beginnings that were read before are not read again.
+        """
         cache = DynamicCache(config=self.model.config)
         with self.accelerated():
+            plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+            if prompt_lengths is not None and self.store is not None and plain and self._shares():
+                behind = attention_mask.sum(dim=1) - prompt_lengths
+                if bool(((prompt_lengths > 0) & (behind > 0)).all()):
+                    return self._encode_behind(input_ids, attention_mask, prompt_lengths.tolist(), self.store)
+            input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
             out = self._call(input_ids, attention_mask, keep=1, past_key_values=cache)
         return EncodedContexts(attention_mask, out.past_key_values, out.logits[:, -1])
+
+    def _encode_behind(
+        self, input_ids: Tensor, attention_mask: Tensor, lengths: list[int], store: PromptStore
+    ) -> EncodedContexts:
+        """Read what follows the beginnings (N,) of prompts, whose keys and values come from the store."""
+        device, fill = input_ids.device, self.fill_token_id
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        heads = [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]
+        names = {head: store.name(self.model, list(head)) for head in dict.fromkeys(heads)}
+        found = {head: store.get(name) for head, name in names.items()}
+        known = {head: states for head, states in found.items() if states is not None}
+        missing = [head for head in names if head not in known]
+        if missing:
+            ids, mask = (part.to(device) for part in pad_rows(missing, fill=fill))
+            cache = DynamicCache(config=self.model.config)
+            self._call(ids, mask, keep=1, past_key_values=cache)
+            for n, head in enumerate(missing):
+                parts = [torch.stack((c.keys[n], c.values[n]))[:, :, : len(head)] for c in cache.layers]
+                known[head] = torch.stack(parts)
+                store.put(names[head], known[head].cpu())
+        width, tail = max(lengths), max(len(row) - n for row, n in zip(rows, lengths, strict=True))
+        padded = [
+            F.pad(states.to(device), (0, 0, width - states.shape[3], 0)) for states in map(known.__getitem__, heads)
+        ]
+        before = torch.stack(padded, dim=2)  # (layers, 2, N, heads, S, ·)
+        ids, mask = input_ids.new_full((len(rows), tail), fill), attention_mask.new_zeros(len(rows), width + tail)
+        for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            ids[n, tail - (len(row) - length) :] = torch.tensor(row[length:], device=device)
+            mask[n, width - length : width] = 1
+            mask[n, width + tail - (len(row) - length) :] = 1
+        prompts = DynamicCache(config=self.model.config)
+        for layer, (keys, values) in enumerate(before):
+            prompts.update(keys, values, layer)
+        with rows_grouped(RowGroups(1)):
+            out = self._call(ids, mask, keep=1, past_key_values=share_prompts(prompts, len(rows)))
+        for layer, own in enumerate(out.past_key_values.layers):
+            prompts.update(own.keys, own.values, layer)
+        return EncodedContexts(mask, prompts, out.logits[:, -1])
 
     def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:
         return True, tokens

@@ -72,12 +72,21 @@ class ContextBatch:
     """Contexts of B questions with K passages each, rows in the order b·K + k.
 
     ``input_ids`` and ``attention_mask`` are (B·K, S), padded to the longest on the right; ``truncated`` is (B, K) bool. An
-    empty slot holds one token that nothing reads: its prior is 0.
+    empty slot holds one token that nothing reads: its prior is 0. ``prompt_lengths`` (B, K) counts the tokens at the
+    beginning of each causal context that depend on its passage alone; 0 for seq2seq contexts and empty slots.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     truncated: Tensor
+    prompt_lengths: Tensor
+
+
+@dataclass(frozen=True)
+class _Row:
+    ids: list[int]
+    cut: bool = False
+    prompt_length: int = 0
 
 
 @dataclass
@@ -117,28 +126,28 @@ class ContextBuilder:
             questions = [question.lower() for question in questions]
         build = self._causal_rows if self.causal else self._seq2seq_rows
         rows = build([(q, passage) for q, row in zip(questions, passages, strict=True) for passage in row])
-        input_ids, mask = pad_rows([ids for ids, _ in rows], fill=self._fill)
-        truncated = torch.tensor([cut for _, cut in rows], dtype=torch.bool).view(
-            len(questions), max(widths, default=0)
-        )
-        return ContextBatch(input_ids, mask, truncated)
+        input_ids, mask = pad_rows([row.ids for row in rows], fill=self._fill)
+        shape = len(questions), max(widths, default=0)
+        truncated = torch.tensor([row.cut for row in rows], dtype=torch.bool).view(shape)
+        lengths = torch.tensor([row.prompt_length for row in rows], dtype=torch.long).view(shape)
+        return ContextBatch(input_ids, mask, truncated, lengths)
 
     @property
     def _fill(self) -> int:
         tokenizer = self.tokenizer
         return next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
 
-    def _seq2seq_rows(self, pairs: list[tuple[str, tuple[str, str] | None]]) -> list[tuple[list[int], bool]]:
+    def _seq2seq_rows(self, pairs: list[tuple[str, tuple[str, str] | None]]) -> list[_Row]:
         whole = [self._join(question, passage) if passage else None for question, passage in pairs]
         ids = iter(self._tokenize([text for text in whole if text is not None], special=True))
         rows = []
         for (question, passage), text in zip(pairs, whole, strict=True):
             if passage is None or text is None:
-                rows.append(([self._fill], False))
+                rows.append(_Row([self._fill]))
                 continue
             row = next(ids)
             cut = any(map(self._too_long, passage)) or len(row) > self.form.max_length
-            rows.append((self._cut_to_fit(question, passage) if cut else row, cut))
+            rows.append(_Row(self._cut_to_fit(question, passage) if cut else row, cut))
         return rows
 
     def _join(self, question: str, passage: tuple[str, str], cut: int | None = None) -> str:
@@ -179,7 +188,7 @@ class ContextBuilder:
         tried = rows(range(first, min(first + _LONGEST_WORD, last) + 1))
         return next(row for row in reversed(tried) if len(row) <= longest)
 
-    def _causal_rows(self, pairs: list[tuple[str, tuple[str, str] | None]]) -> list[tuple[list[int], bool]]:
+    def _causal_rows(self, pairs: list[tuple[str, tuple[str, str] | None]]) -> list[_Row]:
         before, after = self._chat
         heads = [
             before + self.form.passage.replace("{passage}", self._plain("\n".join(filter(None, passage))))
@@ -196,13 +205,14 @@ class ContextBuilder:
         rows = []
         for question, passage in pairs:
             if passage is None:
-                rows.append(([self._fill], False))
+                rows.append(_Row([self._fill]))
                 continue
             head, tail = next(head_ids), tail_ids[question]
             room = self.form.max_length - len(bos) - len(tail)
             if room < min(header, len(head)):
                 raise self._no_room(question)
-            rows.append((bos + head[:room] + tail, len(head) > room or any(map(self._too_long, passage))))
+            begin = bos + head[:room]
+            rows.append(_Row(begin + tail, len(head) > room or any(map(self._too_long, passage)), len(begin)))
         return rows
 
     def _chat_frame(self) -> tuple[str, str]:

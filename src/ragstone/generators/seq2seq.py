@@ -58,7 +58,9 @@ class Seq2SeqGenerator(Generator):
         shifted[:, 1:] = labels[:, :-1]
         return shifted.masked_fill(shifted < 0, self.fill_token_id)
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedContexts:
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
+    ) -> EncodedContexts:
         """One pass of the encoder, and of the decoder over the start token, which leaves cross-attention's keys behind."""
         input_ids, attention_mask = align_padding(input_ids, attention_mask, left=False)
         with self.accelerated():

@@ -19,7 +19,7 @@ from transformers import (
 from ragstone.decoding import Contexts
 from ragstone.encoders import embed
 from ragstone.errors import InputError
-from ragstone.generators import Generator, generator_for, trim_padding
+from ragstone.generators import Generator, PromptStore, generator_for, trim_padding
 from ragstone.generators.prompts import report_truncation
 from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.configuration import RagConfig
@@ -65,6 +65,8 @@ class RagModel(RagPreTrainedModel):
         self._retriever: Retriever | None = None
         self.fast = True
         """Decode on shared keys, packed weights and Ragstone's own loops; False computes the same without them."""
+        self.prompt_store: PromptStore | None = PromptStore()
+        """What a causal generator has read of passages, kept for the next question; None keeps nothing."""
         self.post_init()
         if retriever is not None:
             self.set_retriever(retriever)
@@ -76,7 +78,7 @@ class RagModel(RagPreTrainedModel):
 
     def adapter(self) -> Generator:
         """The generator behind Ragstone's own interface; made on demand, so that nothing is registered twice."""
-        return generator_for(self.generator, fast=self.fast)
+        return generator_for(self.generator, fast=self.fast, store=self.prompt_store)
 
     def encode_questions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Question vectors q: (B, S) -> (B, D), with gradient."""
@@ -106,12 +108,14 @@ class RagModel(RagPreTrainedModel):
         context_attention_mask: Tensor | None = None,
         doc_scores: Tensor | None = None,
         n_docs: int | None = None,
+        prompt_lengths: Tensor | None = None,
     ) -> RagInputs:
         """Retrieve, or take what the caller gives, and check it. Arguments as in ``forward``."""
         if context_input_ids is None and doc_scores is None and context_attention_mask is None:
             inputs = self._retrieve(input_ids, attention_mask, questions, n_docs)
         else:
             inputs = self._given(context_input_ids, context_attention_mask, doc_scores, n_docs)
+            inputs.prompt_lengths = prompt_lengths
         ids, mask = inputs.context_input_ids, inputs.context_attention_mask.long()
         # A context without a single token would make attention undefined; its slot is empty, so one token is enough.
         blank = ~mask.bool().any(dim=1)
@@ -170,6 +174,7 @@ class RagModel(RagPreTrainedModel):
             retrieved_doc_embeds=embeds,
             retrieved_doc_ids=found["doc_ids"],
             question_vectors=vectors,
+            prompt_lengths=found.get("prompt_lengths"),
         )
 
     def _given(
@@ -207,7 +212,9 @@ class RagModel(RagPreTrainedModel):
 
     def contexts(self, inputs: RagInputs) -> Contexts:
         """The B·K contexts, each of which is read, without gradient, when it is first needed."""
-        return Contexts(self.adapter(), inputs.context_input_ids, inputs.context_attention_mask)
+        lengths = inputs.prompt_lengths if self.config.causal else None
+        lengths = None if lengths is None else lengths.to(inputs.doc_scores.device).flatten()
+        return Contexts(self.adapter(), inputs.context_input_ids, inputs.context_attention_mask, lengths)
 
     def target_logits(self, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
         """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""

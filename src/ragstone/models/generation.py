@@ -127,6 +127,7 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         context_attention_mask: Tensor | None = None,
         doc_scores: Tensor | None = None,
         n_docs: int | None = None,
+        prompt_lengths: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         return_dict_in_generate: bool | None = None,
         **options: Any,
@@ -136,6 +137,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs: as in
                 :meth:`forward`.
+            prompt_lengths: (B, K), how many tokens at the beginning of each given context of a causal generator depend on
+                its passage alone; their keys and values are kept for other questions (``model.rag.prompt_store``).
             generation_config: transformers' options as an object; the generator's own by default.
             return_dict_in_generate: return log-probabilities and posteriors too.
             options: those of transformers' ``generate`` (``num_beams``, ``do_sample``, ``max_new_tokens``,
@@ -150,7 +153,14 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
             ``max_length`` therefore counts new tokens.
         """
         inputs = self.rag.prepare(
-            input_ids, attention_mask, questions, context_input_ids, context_attention_mask, doc_scores, n_docs
+            input_ids,
+            attention_mask,
+            questions,
+            context_input_ids,
+            context_attention_mask,
+            doc_scores,
+            n_docs,
+            prompt_lengths,
         )
         options = {"generation_config": generation_config, **options}
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}

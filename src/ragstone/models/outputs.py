@@ -56,6 +56,7 @@ class RagInputs:
     retrieved_doc_embeds: Tensor | None = None
     retrieved_doc_ids: list[list[str]] | None = None
     question_vectors: Tensor | None = None
+    prompt_lengths: Tensor | None = None
 
     @property
     def log_prior(self) -> Tensor:
