@@ -286,33 +286,45 @@ class RagPipeline:
         return answers[0] if single else answers
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
-        """Yield the answer in pieces as they are decided: tokens for RAG-Token, the whole text for RAG-Sequence.
+        """Yield an answer while it is found; options as in calling the pipeline.
 
-        Options as in calling the pipeline; the pieces joined are the answer of a greedy search.
+        RAG-Token yields tokens as they are decided, and joined they are the answer of a greedy search. RAG-Sequence yields
+        the whole of its best answer so far whenever that changes, and the last one is the answer.
         """
-        if self.method == "sequence":
-            yield self(question, **options).text
-            return
+        from queue import SimpleQueue
         from threading import Thread
 
-        from transformers import TextIteratorStreamer
+        from transformers import TextStreamer
 
-        streamer = TextIteratorStreamer(self.tokenizer.generator, skip_prompt=False, skip_special_tokens=True)
-        failure: list[BaseException] = []
+        pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        tokenizer = self.tokenizer.generator
+
+        class Pieces(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                pieces.put(text)
+
+        def best(b: int, tokens: tuple[int, ...]) -> None:
+            pieces.put(tokenizer.decode(tokens, skip_special_tokens=True).strip())
 
         def work() -> None:
+            watching = {"watcher": best} if self.method == "sequence" else {"streamer": Pieces(tokenizer, **plain)}
             try:
-                self(question, streamer=streamer, **options)
+                answer = self(question, **watching, **options)
+                if self.method == "sequence":
+                    pieces.put(answer.text)
+                pieces.put(None)
             except BaseException as error:  # handed to the reader below, whatever it is
-                failure.append(error)
-                streamer.end()
+                pieces.put(error)
 
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        yield from (piece for piece in streamer if piece)
-        thread.join()
-        if failure:
-            raise failure[0]
+        plain = {"skip_prompt": False, "skip_special_tokens": True}
+        Thread(target=work, daemon=True).start()
+        before = None
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece and not (self.method == "sequence" and piece == before):
+                yield piece
+            before = piece
 
     @torch.no_grad()
     def _prepare(
