@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -97,10 +98,11 @@ def _on_demand(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor
     packed: list[Tensor] = []
 
     def forward(values: Tensor) -> Tensor:
+        # Another thread may train the same model meanwhile; whether gradients are on is a thread's own.
+        if torch.is_grad_enabled() or values.dtype != weight.dtype or not values.numel():
+            return F.linear(values, weight, bias)
         if not packed:
             packed.append(torch.ops.mkldnn._reorder_linear_weight(weight))
-        if values.dtype != weight.dtype or not values.numel():
-            return F.linear(values, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(values, packed[0], bias, "none", [], "")
 
     return forward
@@ -112,10 +114,21 @@ def _can_pack(model: Any) -> bool:
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
         and not weight.is_inference()
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and _packing_works(weight.dtype)
         and sum(p.numel() * p.element_size() for p in model.parameters()) <= MAX_PACKED_BYTES
     )
+
+
+@cache
+def _packing_works(dtype: torch.dtype) -> bool:
+    """Whether this build of torch, on this processor, computes with packed weights what it computes without."""
+    values, weight = torch.eye(4, 8, dtype=dtype), torch.arange(128.0).view(16, 8).to(dtype)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        found = torch.ops.mkldnn._linear_pointwise(values, packed, None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return torch.equal(found, F.linear(values, weight))
 
 
 def _parts(model: Any) -> list[Any]:
