@@ -188,7 +188,8 @@ def _attention(
         groups = query.shape[1] // key.shape[1]
         half = query.dtype in (torch.bfloat16, torch.float16)
         small = half or query.shape[2] * groups < _FEW_QUERIES
-        if not (small and query.device.type == "cpu" and attention_mask is not None) and softcap is None:
+        quick = small and query.device.type == "cpu" and attention_mask is not None and not torch.is_grad_enabled()
+        if not quick and softcap is None:
             return sdpa_attention_forward(
                 module,
                 query,
