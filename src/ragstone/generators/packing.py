@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -89,21 +89,23 @@ def _packed_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     key = (weight.data_ptr(), weight._version, weight.dtype, None if bias is None else bias.data_ptr())
     known = _packed.get(module)
     if known is None or known[0] != key:
-        known = _packed[module] = (key, _on_demand(weight.detach(), None if bias is None else bias.detach()))
+        known = _packed[module] = (key, _on_demand(ref(module)))
     return known[1]
 
 
-def _on_demand(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Packed at the first call, so that layers which are never called cost nothing."""
+def _on_demand(layer: Callable[[], nn.Linear | None]) -> Callable[[Tensor], Tensor]:
+    """Packed at the first call, so that layers which are never called cost nothing; the layer itself is not kept alive."""
     packed: list[Tensor] = []
 
     def forward(values: Tensor) -> Tensor:
+        module = layer()
+        assert module is not None
         # Another thread may train the same model meanwhile; whether gradients are on is a thread's own.
-        if torch.is_grad_enabled() or values.dtype != weight.dtype or not values.numel():
-            return F.linear(values, weight, bias)
+        if torch.is_grad_enabled() or values.dtype != module.weight.dtype or not values.numel():
+            return F.linear(values, module.weight, module.bias)
         if not packed:
-            packed.append(torch.ops.mkldnn._reorder_linear_weight(weight))
-        return torch.ops.mkldnn._linear_pointwise(values, packed[0], bias, "none", [], "")
+            packed.append(torch.ops.mkldnn._reorder_linear_weight(module.weight))
+        return torch.ops.mkldnn._linear_pointwise(values, packed[0], module.bias, "none", [], "")
 
     return forward
 
