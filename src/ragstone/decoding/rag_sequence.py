@@ -36,6 +36,9 @@ DECODE_MODES = ("thorough", "fast")
 _FEW_PAIRS = 64
 """So few pairs are scored in one go: pruning between rounds would save less than a round costs."""
 
+_FEW_PASSAGES = 8
+"""So few are searched together where all must be read anyway: a step costs about the same for one row as for these."""
+
 _ENDS_EARLY = ("stopping_criteria", "stop_strings", "max_time")
 """Options under which one hypothesis may be the beginning of another."""
 
@@ -95,7 +98,8 @@ def rag_sequence_generate(
         return _sample(contexts, log_prior, count, beams, options)
     disjoint = not any(option(generator, options, name) for name in _ENDS_EARLY)
     search = _Search(contexts, log_prior, options, watcher, disjoint=disjoint)
-    search.run(beams, count, thorough=decode == "thorough", prune=prune, early_stop=early_stop and count == 1)
+    early_stop = early_stop and count == 1 and not (complete and log_prior.shape[1] <= _FEW_PASSAGES)
+    search.run(beams, count, thorough=decode == "thorough", prune=prune, early_stop=early_stop)
     few = [b for b, table in enumerate(search.tables) if search.variety(table, deduplicate) < count]
     if few:
         # Only the questions that lack hypotheses search again, so that an answer does not depend on its batch.

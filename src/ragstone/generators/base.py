@@ -299,7 +299,8 @@ class _Traits:
 
 
 _known: WeakKeyDictionary[Any, _Traits] = WeakKeyDictionary()
-_CLOSE = 1e-2
+_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""How far apart, relative to their norm, logits of the same may be; 0.05 in half precision."""
 
 
 def _traits(generator: Generator) -> _Traits:
@@ -334,10 +335,10 @@ def _try(generator: Generator) -> _Traits:
 
     def equal(other: Any) -> bool:
         try:
-            torch.testing.assert_close(other(), expected, rtol=_CLOSE, atol=_CLOSE)
+            distance = (other() - expected).norm() / expected.norm()
         except Exception:  # whatever such a model does not know
             return False
-        return True
+        return bool(distance < _CLOSE.get(expected.dtype, 0.05))
 
     contexts = generator.encode(ids, torch.ones_like(ids))
     expected = logits(share=False)

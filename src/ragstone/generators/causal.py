@@ -6,7 +6,6 @@ import inspect
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -92,23 +91,27 @@ class CausalGenerator(Generator):
                 known[head] = torch.stack(parts)
                 store.put(names[head], known[head].cpu())
         width, tail = max(lengths), max(len(row) - n for row, n in zip(rows, lengths, strict=True))
-        padded = [
-            F.pad(states.to(device), (0, 0, width - states.shape[3], 0)) for states in map(known.__getitem__, heads)
-        ]
-        before = torch.stack(padded, dim=2)  # (layers, 2, N, heads, S, ·)
+        # (layers, 2, N, heads, S + tail, ·): the beginnings end side by side, and what follows has its place behind them.
+        layers, _, key_heads, _, size = known[heads[0]].shape
+        states = torch.zeros(
+            layers, 2, len(rows), key_heads, width + tail, size, dtype=known[heads[0]].dtype, device=device
+        )
+        for n, head in enumerate(heads):
+            states[:, :, n, :, width - len(head) : width] = known[head].to(device)
         ids, mask = input_ids.new_full((len(rows), tail), fill), attention_mask.new_zeros(len(rows), width + tail)
         for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             ids[n, tail - (len(row) - length) :] = torch.tensor(row[length:], device=device)
             mask[n, width - length : width] = 1
             mask[n, width + tail - (len(row) - length) :] = 1
-        prompts = DynamicCache(config=self.model.config)
-        for layer, (keys, values) in enumerate(before):
-            prompts.update(keys, values, layer)
+        prompts, whole = (DynamicCache(config=self.model.config) for _ in range(2))
+        for n, (keys, values) in enumerate(states):
+            _put(prompts, n, keys[:, :, :width], values[:, :, :width])
+            _put(whole, n, keys, values)
         with rows_grouped(RowGroups(1)):
             out = self._call(ids, mask, keep=1, past_key_values=share_prompts(prompts, len(rows)))
-        for layer, own in enumerate(out.past_key_values.layers):
-            prompts.update(own.keys, own.values, layer)
-        return EncodedContexts(mask, prompts, out.logits[:, -1])
+        for (keys, values), own in zip(states, out.past_key_values.layers, strict=True):
+            keys[:, :, width:], values[:, :, width:] = own.keys, own.values
+        return EncodedContexts(mask, whole, out.logits[:, -1])
 
     def _split_start(self, contexts: EncodedContexts, tokens: Tensor) -> tuple[bool, Tensor]:
         return True, tokens
@@ -137,3 +140,11 @@ class CausalGenerator(Generator):
         if keep and out.logits.shape[1] != keep:
             out.logits = out.logits[:, -keep:]
         return out
+
+
+def _put(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor) -> None:
+    """Make ``keys`` and ``values`` (N, heads, S, ·) those of an empty layer, without copying them."""
+    while len(cache.layers) <= layer:
+        cache.layers.append(DynamicLayer())
+    cache.layers[layer].lazy_initialization(keys, values)
+    cache.layers[layer].keys, cache.layers[layer].values = keys, values
