@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "IGNORED",
+    "any_answer_nll",
     "label_log_probs",
     "log_prior",
     "log_probs",
@@ -167,6 +168,24 @@ def smoothed_loss(nll: Tensor, uniform_nll: Tensor, epsilon: float) -> Tensor:
     marginal next-token distribution, for RAG-Sequence of each passage's own (:func:`mean_log_probs`).
     """
     return (1.0 - epsilon) * nll + epsilon * uniform_nll
+
+
+def any_answer_nll(nll: Tensor, groups: Tensor) -> Tensor:
+    """−log Σ_a p(a|x): the NLL that any of a question's accepted answers is given.
+
+    Args:
+        nll: (R,), −log p(a|x) of R answers.
+        groups: (R,), the question 0 … B−1 of each; none is left out.
+
+    Returns:
+        (B,).
+
+    >>> any_answer_nll(-torch.tensor([0.5, 0.25, 0.5]).log(), torch.tensor([0, 0, 1])).neg().exp()
+    tensor([0.7500, 0.5000])
+    """
+    rows = torch.full((int(groups.max()) + 1, len(nll)), -torch.inf, dtype=nll.dtype, device=nll.device)
+    rows[groups, torch.arange(len(nll), device=nll.device)] = -nll
+    return -_logsumexp(rows, dim=1)
 
 
 def _joint(prior: Tensor, token_log_probs: Tensor, scored: Tensor | None) -> Tensor:

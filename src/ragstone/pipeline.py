@@ -197,16 +197,14 @@ class RagPipeline:
             raise InputError(f"method is {method!r}; choose 'token' or 'sequence'.")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = str(name_or_path)
-        if name == local.LOCAL:
-            model, tokenizer = _load_local(METHODS[method or "token"])
-        else:
+        saved = ""
+        if name != local.LOCAL:
             config = RagConfig.load(name)
             saved = (config.architectures or [""])[0]
-            kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
-            model = kind.from_pretrained(name)
-            tokenizer = RagTokenizer.from_pretrained(name)
             if knowledge_base is None and config.knowledge_base:
                 knowledge_base = Path(name) / config.knowledge_base
+        kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
+        model, tokenizer = kind.from_pretrained(name), RagTokenizer.from_pretrained(name)
         model = model.to(device=device).eval()
         _set_dtype(model, dtype)
         return cls(model, tokenizer, knowledge_base)
@@ -435,20 +433,6 @@ def _given_passages(passages: Sequence[Any] | None, batch: int, single: bool) ->
     if not all(given):
         raise InputError("passages is empty; pass at least one, or leave it out to search the knowledge base.")
     return given
-
-
-def _load_local(kind: type[RagForGeneration]) -> tuple[RagForGeneration, RagTokenizer]:
-    from transformers import AutoTokenizer
-
-    encoder, generator = local.resolve(local.LOCAL, "encoder"), local.resolve(local.LOCAL, "generator")
-    model = kind.from_pretrained_question_encoder_generator(
-        encoder, generator, score_scale=local.SCORE_SCALE, **local.PROMPT
-    )
-    tokenizer = RagTokenizer(AutoTokenizer.from_pretrained(encoder), AutoTokenizer.from_pretrained(generator))
-    stops = [tokenizer.generator(stop, add_special_tokens=False)["input_ids"] for stop in local.STOPS]
-    ends = [*model.rag.adapter().eos_token_ids, *(ids[0] for ids in stops if len(ids) == 1)]
-    model.generation_config.eos_token_id = ends
-    return model, tokenizer
 
 
 def _set_dtype(model: RagForGeneration, dtype: torch.dtype | str | None) -> None:

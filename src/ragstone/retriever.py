@@ -162,8 +162,25 @@ class RagRetriever:
         if questions is None:
             questions = self._decode(question_input_ids)
         hits = self.retrieve(np.asarray(question_hidden_states), passages)
-        contexts = self.contexts(questions, [[h.passage for h in row] for row in hits], passages, prefix=prefix)
-        vectors, mask = stack_vectors(hits, passages, np.shape(question_hidden_states)[1])
+        width = np.shape(question_hidden_states)[1]
+        return self.batch(questions, hits, passages, width, prefix=prefix, return_tensors=return_tensors)
+
+    def batch(
+        self,
+        questions: Sequence[str],
+        hits: Sequence[Sequence[Hit]],
+        n_docs: int,
+        width: int,
+        *,
+        prefix: str | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:
+        """What a model reads of B questions with their hits, whose vectors are ``width`` (D) wide.
+
+        Arguments and result as in :class:`ragstone.models.Retriever`.
+        """
+        contexts = self.contexts(questions, [[h.passage for h in row] for row in hits], n_docs, prefix=prefix)
+        vectors, mask = stack_vectors(hits, n_docs, width)
         data: dict[str, Any] = {
             "context_input_ids": contexts.input_ids,
             "context_attention_mask": contexts.attention_mask,

@@ -290,12 +290,19 @@ class KnowledgeBase:
 
     def get(self, ids: str | Iterable[str]) -> list[Passage]:
         """Return the passages ``ids``, in that order."""
+        return self._fetch(ids)[0]
+
+    def vectors(self, ids: str | Iterable[str]) -> np.ndarray:
+        """Return the vectors (n, D) float32 of the passages ``ids``, in that order."""
+        return self._fetch(ids)[1]
+
+    def _fetch(self, ids: str | Iterable[str]) -> tuple[list[Passage], np.ndarray]:
         wanted = check_ids(ids)
         found = self._store.find(wanted)
         missing = [passage_id for passage_id in wanted if passage_id not in found]
         if missing:
             raise InputError(f"{self.path} has no passage with the id {missing[0]!r} ({len(missing)} are missing)")
-        return self._store.fetch_passages(np.array([found[passage_id] for passage_id in wanted], np.uint64))[0]
+        return self._store.fetch_passages(np.array([found[passage_id] for passage_id in wanted], np.uint64))
 
     @overload
     def search(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -62,6 +63,8 @@ class RagModel(RagPreTrainedModel):
             generator = auto.from_config(config.generator)
         self._modules["question_encoder"] = question_encoder
         self._modules["generator"] = generator
+        self.log_score_scale: Parameter | None = None
+        """log τ while τ is learnt; ``config.score_scale`` otherwise."""
         self._retriever: Retriever | None = None
         self.fast = True
         """Decode on shared keys, packed weights and Ragstone's own loops; False computes the same without them."""
@@ -96,7 +99,8 @@ class RagModel(RagPreTrainedModel):
     def score_passages(self, question_vectors: Tensor, passage_vectors: Tensor, mask: Tensor | None = None) -> Tensor:
         """s = τ·(q·d): (B, D), (B, K, D) -> (B, K), with gradient to the question encoder; −inf where ``mask`` is false."""
         wide = torch.promote_types(question_vectors.dtype, torch.float32)
-        scores = torch.einsum("bd,bkd->bk", question_vectors.to(wide), passage_vectors.to(wide)) * self.config.tau
+        tau = self.config.tau if self.log_score_scale is None else self.log_score_scale.exp()
+        scores = torch.einsum("bd,bkd->bk", question_vectors.to(wide), passage_vectors.to(wide)) * tau
         return scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
 
     def prepare(

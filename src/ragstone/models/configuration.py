@@ -36,6 +36,7 @@ class RagConfig(TransformersRagConfig):
     - ``prompt_system``, ``prompt_passage``, ``prompt_question``: the prompt of a causal generator, see
       :class:`ragstone.generators.prompts.PromptFormat`;
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
+    - ``base_model``: what a checkpoint of adapters was trained on: a name, or a folder relative to it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
     """
 
@@ -49,6 +50,7 @@ class RagConfig(TransformersRagConfig):
     prompt_passage: str | None = None
     prompt_question: str | None = None
     knowledge_base: str | None = None
+    base_model: str | None = None
     ragstone_version: str | None = None
 
     @classmethod

@@ -7,13 +7,15 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ragstone import local
 from ragstone.encoders import load_backbone, read_encoder_settings
 from ragstone.encoders.checkpoint import quiet
 from ragstone.encoders.precision import parse_dtype
 from ragstone.errors import InputError, ModelError
+from ragstone.models.adapters import base_of, load_trained
 from ragstone.models.configuration import RagConfig
 from ragstone.models.protocols import Retriever
 
@@ -108,9 +110,16 @@ class RagPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls: type[Model], name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of either model class, written by Ragstone or transformers; see ``PreTrainedModel``.
 
+        ``"local"`` names the default models that need no hub. A checkpoint of adapters is loaded into its base.
+
         Raises:
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
         """
+        if str(name_or_path) == local.LOCAL:
+            return _local_model(cls, **kwargs)
+        base = RagConfig.load(name_or_path).base_model if Path(name_or_path, CONFIG_NAME).is_file() else None
+        if base is not None:
+            return _on_base(cls, Path(name_or_path), base, *args, **kwargs)
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs = {**local.hub_options(name_or_path), **kwargs}
         try:
@@ -189,6 +198,28 @@ class RagPreTrainedModel(PreTrainedModel):
         self.config.lowercase_questions = self.config.lowercases_questions
         self.config.ragstone_version = __version__
         super().save_pretrained(save_directory, **kwargs)
+
+
+def _on_base(kind: type[Model], folder: Path, base: str, *args: Any, **kwargs: Any) -> Model:
+    """The base of a checkpoint of adapters, with the adapters in its weights."""
+    model = kind.from_pretrained(base_of(folder, base), *args, **kwargs)
+    load_trained(model, folder)
+    saved = RagConfig.load(folder)
+    for name in set(RagConfig.__dataclass_fields__) - {"question_encoder", "generator", "base_model"}:
+        setattr(model.config, name, getattr(saved, name))
+    return model
+
+
+def _local_model(kind: type[Model], **kwargs: Any) -> Model:
+    """The default models that need no hub, with their prompt, τ and ends of an answer."""
+    folders = local.resolve(local.LOCAL, "encoder"), local.resolve(local.LOCAL, "generator")
+    fields = {"score_scale": local.SCORE_SCALE, **local.PROMPT, **kwargs}
+    model = kind.from_pretrained_question_encoder_generator(*folders, **fields)
+    tokenizer = AutoTokenizer.from_pretrained(folders[1])
+    stops = [tokenizer(stop, add_special_tokens=False)["input_ids"] for stop in local.STOPS]
+    ends = [*model.rag.adapter().eos_token_ids, *(ids[0] for ids in stops if len(ids) == 1)]
+    model.generation_config.eos_token_id = ends
+    return model
 
 
 def new_config(question_encoder: PreTrainedModel, generator: PreTrainedModel, **fields: Any) -> RagConfig:

@@ -8,8 +8,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, BatchEncoding
 
+from ragstone import local
 from ragstone.errors import InputError, ModelError
 from ragstone.marginal import IGNORED
+from ragstone.models.adapters import base_of
 from ragstone.models.configuration import RagConfig
 
 __all__ = ["RagTokenizer"]
@@ -33,8 +35,13 @@ class RagTokenizer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> RagTokenizer:
-        """Load both tokenizers of a checkpoint, saved by Ragstone or transformers."""
+        """Load both tokenizers of a checkpoint, saved by Ragstone or transformers, or those of ``"local"``."""
+        if str(name_or_path) == local.LOCAL:
+            folders = (local.resolve(local.LOCAL, kind) for kind in ("encoder", "generator"))
+            return cls(*(AutoTokenizer.from_pretrained(folder, **kwargs) for folder in folders))
         config = kwargs.pop("config", None) or RagConfig.load(name_or_path)
+        if config.base_model is not None:
+            return cls.from_pretrained(base_of(Path(name_or_path), config.base_model), **kwargs)
         parts = []
         for folder, part in zip(_FOLDERS, (config.question_encoder, config.generator), strict=True):
             try:

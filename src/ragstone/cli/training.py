@@ -1,0 +1,208 @@
+"""``ragstone train``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libraries, working
+from ragstone.errors import InputError
+from ragstone.knowledge import KnowledgeBase
+from ragstone.questions import read_questions
+from ragstone.training import Preset, RagTrainer, TrainingOptions, last_checkpoint
+from ragstone.training.presets import SOURCES, preset
+
+__all__ = ["train_model"]
+
+
+def train_model(
+    folder: Path,
+    questions: Path,
+    *,
+    model: str,
+    out_folder: Path,
+    method: str | None,
+    preset_name: str | None,
+    dev: Path | None,
+    limit: int | None,
+    options: dict[str, Any],
+    config: dict[str, Any],
+    arguments: dict[str, Any],
+    eval_every: int | None,
+    patience: int | None,
+    merge: bool,
+    resume: bool,
+    dry_run: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Train, or say what would be done. Values that are None are the preset's, else those of the option itself."""
+    quiet_libraries()
+    known = preset(preset_name) if preset_name else None
+    rows = read_questions(questions, limit=limit)
+    dev_rows = read_questions(dev) if dev else []
+    if eval_every and not dev_rows:
+        raise InputError("--eval-every needs --dev, a file of questions to measure.")
+    base = KnowledgeBase.open(folder)
+    if not len(base):
+        raise InputError(f"{folder} holds no passage; run `ragstone index PATH --kb {folder}` first.")
+    checkpoints = out_folder / "checkpoints"
+    found = last_checkpoint(checkpoints)
+    if found and not (resume or dry_run):
+        raise InputError(f"{checkpoints} holds a run already; go on with it by --resume, or name another --out.")
+    with working("Loading the model"):
+        trainer = _trainer(
+            base, rows, dev_rows, model, method, known, options, config, arguments, eval_every, patience, checkpoints,
+            None if merge else model, device,
+        )  # fmt: skip
+    plan = _plan(trainer, preset_name, known)
+    if dry_run:
+        with working("Measuring two steps"):
+            plan |= _estimate(trainer)
+        print_json(plan) if as_json else _print_plan(plan)
+        return
+    if not as_json:
+        _print_plan(plan)
+    with progress_bar() as progress:
+        trainer.add_callback(_progress(progress, trainer.args.max_steps))
+        result = trainer.train(resume_from_checkpoint=found)
+    trainer.save_model(str(out_folder))
+    measured = {name: v for entry in trainer.state.log_history[-3:] for name, v in entry.items() if "eval_" in name}
+    summary = {"model": str(out_folder), "steps": result.global_step, "loss": result.training_loss, **measured}
+    if as_json:
+        print_json(summary)
+    else:
+        out.print(f"Trained {result.global_step} steps; the model is in {out_folder}.")
+        out.print(f"    ragstone evaluate {folder} QUESTIONS --model {out_folder}", style="dim")
+
+
+def _trainer(
+    base: KnowledgeBase,
+    rows: list[Any],
+    dev_rows: list[Any],
+    name: str,
+    method: str | None,
+    known: Preset | None,
+    options: dict[str, Any],
+    config: dict[str, Any],
+    arguments: dict[str, Any],
+    eval_every: int | None,
+    patience: int | None,
+    checkpoints: Path,
+    base_model: str | None,
+    device: str | None,
+) -> RagTrainer:
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+
+    from ragstone.pipeline import RagPipeline
+
+    rag = RagPipeline.from_pretrained(name, knowledge_base=base, method=method, dtype="float32", device=device)  # type: ignore[arg-type]
+    given = {key: value for key, value in options.items() if value is not None}
+    settings = {"logging_steps": 10, "save_steps": 100, **{k: v for k, v in arguments.items() if v is not None}}
+    fields = {key: value for key, value in config.items() if value is not None}
+    if known is not None:
+        given = {"k": known.k, "test_k": known.test_k(rag.method), **given}
+        fields = {"label_smoothing": known.label_smoothing, **fields}
+        settings = {**known.arguments(), **settings}
+        rag.model.generation_config.num_beams = known.num_beams
+    for key, value in fields.items():
+        setattr(rag.model.config, key, value)
+    chosen = TrainingOptions(**given)
+    if eval_every:
+        best = chosen.dev_metric == "loss"
+        settings |= {
+            "eval_strategy": "steps", "eval_steps": eval_every, "save_steps": eval_every, "load_best_model_at_end": True,
+            "metric_for_best_model": chosen.dev_metric, "greater_is_better": not best, "save_total_limit": 2,
+        }  # fmt: skip
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=rag.model.device.type == "cpu",
+        **settings,
+    )
+    if args.max_steps <= 0:
+        batches = math.ceil(len(rows) / (args.train_batch_size * args.world_size))
+        args.max_steps = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    trainer = RagTrainer(
+        rag.model,
+        args,
+        tokenizer=rag.tokenizer,
+        retriever=rag.retriever,
+        questions=rows,
+        dev_questions=dev_rows,
+        options=chosen,
+        base_model=base_model,
+        callbacks=[EarlyStoppingCallback(patience)] if patience and eval_every else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _plan(trainer: RagTrainer, preset_name: str | None, known: Preset | None) -> dict[str, Any]:
+    args, parameters = trainer.args, list(trainer.model.parameters())
+    plan: dict[str, Any] = {
+        "method": trainer.model.method,
+        "questions": len(trainer.train_dataset),
+        "steps": args.max_steps,
+        "questions a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning rate": args.learning_rate,
+        "label smoothing": trainer.model.config.label_smoothing,
+        "weights that learn": sum(p.numel() for p in parameters if p.requires_grad),
+        "weights": sum(p.numel() for p in parameters),
+        "options": asdict(trainer.options),
+    }
+    if known is not None:
+        plan["preset"] = {"name": preset_name, **asdict(known), "sources": SOURCES}
+    return plan
+
+
+def _estimate(trainer: RagTrainer) -> dict[str, Any]:
+    import resource
+
+    estimate = trainer.estimate()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    learning = 12 * estimate.parameters  # gradient and Adam's two moments, float32
+    return {
+        "seconds a step": estimate.seconds_per_step,
+        "hours": estimate.seconds_per_step * estimate.steps / 3600,
+        "memory in GB": (peak + learning) / 2**30,
+    }
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, value in plan.items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{key} = {_plain(entry)}" for key, entry in value.items() if entry is not None)
+        table.add_row(name, _plain(value))
+    err.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "".join(f"\n    {key}: {entry}" for key, entry in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _progress(progress: Any, steps: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            progress(state.global_step, steps, "steps")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+            shown = {k: v for k, v in logs.items() if k in ("loss", "grad_norm") or k.startswith("eval_")}
+            if shown:
+                line = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if not name.endswith("runtime"))
+                err.print(f"step {state.global_step}  {line}")
+
+    return Bar()
+

@@ -1,0 +1,74 @@
+"""What a training run of a RAG model needs to know beside transformers' ``TrainingArguments``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ragstone.errors import InputError
+
+__all__ = ["TrainingOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How passages are found while training, what learns, and how.
+
+    Attributes:
+        k: passages a question (K) in training.
+        test_k: passages a question on the dev set and in the saved model; ``k`` by default.
+        search: how passages are found, as in :meth:`ragstone.KnowledgeBase.search`; their prior is τ·(q·d) in any case.
+        where: a filter on passages, as SQL.
+        with_positives: a question's gold passage takes the last place where it was not found; with ``k = 1`` the generator
+            learns from gold passages alone.
+        train_question_encoder, train_generator: whether the part learns.
+        lora_rank, question_encoder_lora_rank: rank of a low-rank adapter on all linear layers of the generator, of the
+            question encoder; 0 trains the part itself.
+        lora_alpha: α; the adapter is scaled by α over its rank. Twice the rank by default.
+        lora_dropout: dropout in front of the adapter.
+        learn_score_scale: τ is learnt too (one parameter, log τ).
+        question_encoder_learning_rate: of the question encoder and τ; ``TrainingArguments.learning_rate`` by default.
+        answers: ``"sample"`` trains on one accepted answer a step, drawn anew each time; ``"all"`` on −log Σ_a p(a|x), the
+            probability that any of them is given.
+        max_answers: of one question, with ``"all"``.
+        max_target_length: tokens of an answer, its end included.
+        dev_metric: ``"loss"`` or a measure of :mod:`ragstone.evaluation` such as ``"exact_match"``.
+        max_new_tokens: of an answer to a dev question.
+    """
+
+    k: int = 5
+    test_k: int | None = None
+    search: Literal["dense", "exact", "keyword", "hybrid"] = "dense"
+    where: str | None = None
+    with_positives: bool = False
+    train_question_encoder: bool = True
+    train_generator: bool = True
+    lora_rank: int = 0
+    question_encoder_lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    learn_score_scale: bool = False
+    question_encoder_learning_rate: float | None = None
+    answers: Literal["sample", "all"] = "sample"
+    max_answers: int = 8
+    max_target_length: int = 64
+    dev_metric: str = "loss"
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("k", "test_k", "max_answers", "max_target_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1.")
+        for name in ("lora_rank", "question_encoder_lora_rank"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 (no adapter) or a rank.")
+        if self.answers not in ("sample", "all"):
+            raise InputError(f"answers is {self.answers!r}; choose 'sample' or 'all'.")
+        if not (self.train_question_encoder or self.train_generator or self.learn_score_scale):
+            raise InputError("Nothing is left to train; let the question encoder, the generator or τ learn.")
+
+    @property
+    def k_at_test(self) -> int:
+        """K on the dev set and in the saved model."""
+        return self.test_k or self.k

@@ -1,0 +1,113 @@
+"""What learns: parts frozen or trained, adapters, τ; and how the result is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ragstone.errors import InputError, MissingExtraError
+from ragstone.models import RagForGeneration, RagTokenizer
+from ragstone.models.adapters import ADAPTERS, OTHER_WEIGHTS, PARTS
+from ragstone.training.options import TrainingOptions
+
+__all__ = ["frozen_parts", "make_trainable", "save_trained", "trained_weights"]
+
+_SCALE = "rag.log_score_scale"
+
+
+def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[str, Any]:
+    """Freeze, adapt and free the parts of ``model`` as ``options`` say; return peft's models of those with an adapter.
+
+    The parts stay what they are: peft puts its layers into them, and its own models are only kept to save and merge.
+    """
+    learns = {"question_encoder": options.train_question_encoder, "generator": options.train_generator}
+    ranks = {"question_encoder": options.question_encoder_lora_rank, "generator": options.lora_rank}
+    adapted = {}
+    for name in PARTS:
+        part = getattr(model, name)
+        part.requires_grad_(learns[name])
+        if learns[name] and part.dtype != torch.float32 and not ranks[name]:
+            raise InputError(f"The {name} is in {part.dtype}; load it with dtype='float32' to train it, and pass bf16=True.")
+        if learns[name] and ranks[name]:
+            adapted[name] = _adapt(part, ranks[name], options)
+    if options.train_question_encoder and model.config.pooling != "pooler" and getattr(model.question_encoder, "pooler", None):
+        model.question_encoder.pooler.requires_grad_(False)  # it takes no part in the vectors
+    if options.learn_score_scale:
+        tau = torch.tensor(math.log(model.config.tau), device=model.question_encoder.device)
+        model.rag.log_score_scale = nn.Parameter(tau)
+    return adapted
+
+
+def _adapt(part: Any, rank: int, options: TrainingOptions) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError('Adapters need peft: run `pip install "ragstone[training]"`.') from error
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear",
+        exclude_modules=["pooler.dense"],
+    )
+    return get_peft_model(part, settings)
+
+
+def frozen_parts(model: RagForGeneration) -> list[nn.Module]:
+    """The parts of which no weight learns."""
+    parts = [getattr(model, name) for name in PARTS]
+    return [part for part in parts if not any(p.requires_grad for p in part.parameters())]
+
+
+def trained_weights(model: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The weights that learn, by name; out of ``state`` where the model's own are in shards."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    state = dict(model.named_parameters()) if state is None else state
+    return {name: state[name].detach().contiguous() for name in names}
+
+
+def save_trained(
+    model: RagForGeneration,
+    tokenizer: RagTokenizer,
+    folder: Path,
+    *,
+    adapted: dict[str, Any],
+    base_model: str | None,
+) -> None:
+    """Write a checkpoint that ``from_pretrained`` loads: adapters beside the name of their base, or everything.
+
+    Args:
+        model, tokenizer: what was trained.
+        folder: where to.
+        adapted: peft's models, as :func:`make_trainable` returned them.
+        base_model: name or folder that the model was loaded from. None: adapters are merged and the whole is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rag = model.rag
+    if rag.log_score_scale is not None:
+        model.config.score_scale = float(rag.log_score_scale.exp())
+    if not adapted or base_model is None:
+        for part in adapted.values():
+            part.merge_and_unload()
+        scale, rag.log_score_scale = rag.log_score_scale, None
+        model.save_pretrained(folder)
+        rag.log_score_scale = scale
+        tokenizer.save_pretrained(folder)
+        return
+    for name, part in adapted.items():
+        part.save_pretrained(str(folder / ADAPTERS / name))
+        (folder / ADAPTERS / name / "README.md").unlink(missing_ok=True)
+    prefixes = tuple(f"rag.{name}." for name in adapted)
+    others = {name: w for name, w in trained_weights(model).items() if not name.startswith(prefixes) and name != _SCALE}
+    if others:
+        save_file(others, folder / OTHER_WEIGHTS)
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.base_model = os.path.relpath(base_model, folder) if Path(base_model).is_dir() else base_model
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)

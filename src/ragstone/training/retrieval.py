@@ -1,0 +1,74 @@
+"""What a model retrieves with while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import BatchEncoding
+
+from ragstone.knowledge import Hit, KnowledgeBase
+from ragstone.questions import Question
+from ragstone.retriever import RagRetriever
+from ragstone.training.options import TrainingOptions
+
+__all__ = ["TrainingRetriever"]
+
+
+class TrainingRetriever:
+    """A :class:`ragstone.RagRetriever` that searches as the options say and can put gold passages in.
+
+    Args:
+        retriever: over a knowledge base.
+        options: ``search``, ``where`` and ``with_positives`` count here.
+        questions: those whose gold passages are known.
+    """
+
+    def __init__(self, retriever: RagRetriever, options: TrainingOptions, questions: Sequence[Question] = ()) -> None:
+        self.retriever, self.options = retriever, options
+        self.positives = {q.question: q.positive_ids for q in questions if q.positive_ids}
+        self._gold: dict[str, Hit] = {}
+
+    def __call__(
+        self,
+        question_input_ids: Any,
+        question_hidden_states: np.ndarray[Any, Any],
+        prefix: str | None = None,
+        n_docs: int | None = None,
+        return_tensors: str | None = None,
+        *,
+        questions: Sequence[str] | None = None,
+    ) -> BatchEncoding:
+        """See :class:`ragstone.models.Retriever`."""
+        assert questions is not None
+        k = self.options.k if n_docs is None else n_docs
+        search, where = self.options.search, self.options.where
+        hits = self.retriever.retrieve(question_hidden_states, k, questions=questions, search=search, where=where)
+        if self.options.with_positives:
+            hits = [self._with_gold(question, row, k) for question, row in zip(questions, hits, strict=True)]
+        width = question_hidden_states.shape[1]
+        return self.retriever.batch(questions, hits, k, width, prefix=prefix, return_tensors=return_tensors)
+
+    def _with_gold(self, question: str, hits: list[Hit], k: int) -> list[Hit]:
+        """The hits of a question, the last of which gives way to a gold passage if none is there."""
+        wanted = self.positives.get(question, ())
+        if not wanted or any(hit.passage.id in wanted for hit in hits):
+            return hits
+        return [*hits[: k - 1], self._hit(wanted[0])]
+
+    def _hit(self, id_: str) -> Hit:
+        if id_ not in self._gold:
+            base = self.retriever.index
+            assert isinstance(base, KnowledgeBase)
+            self._gold[id_] = Hit(base.get(id_)[0], 0.0, base.vectors(id_)[0])
+        return self._gold[id_]
+
+    def tokenize_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Question texts as ids and mask, each (B, S)."""
+        return self.retriever.tokenize_questions(questions)
+
+    def attach(self, question_encoder: Any) -> None:
+        """Hand over the model's question encoder."""
+        self.retriever.attach(question_encoder)

@@ -1,0 +1,300 @@
+"""transformers' ``Trainer`` around a RAG model: retrieval in every step, answers, adapters, checkpoints that survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ragstone.errors import InputError, ModelError
+from ragstone.marginal import any_answer_nll
+from ragstone.models import RagForGeneration, RagTokenizer
+from ragstone.pipeline import RagPipeline
+from ragstone.questions import Question
+from ragstone.retriever import RagRetriever
+from ragstone.training.options import TrainingOptions
+from ragstone.training.parts import frozen_parts, make_trainable, save_trained, trained_weights
+from ragstone.training.retrieval import TrainingRetriever
+
+__all__ = ["Estimate", "RagTrainer", "last_checkpoint"]
+
+_WEIGHTS, _STATE = "trained.safetensors", "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost: ``steps``, ``seconds_per_step`` (forward and backward, measured) and ``parameters`` that learn
+    out of ``all_parameters``."""
+
+    steps: int
+    seconds_per_step: float
+    parameters: int
+    all_parameters: int
+
+
+@final
+class RagTrainer(Trainer):
+    """Trains a RAG model from questions and answers; which passages matter is never given, but summed out.
+
+    Distribution, mixed precision, accumulation, schedules and loggers are transformers'. Checkpoints hold the weights that
+    learn, and nothing else of the model.
+
+    Args:
+        model: a :class:`ragstone.RagTokenForGeneration` or :class:`ragstone.RagSequenceForGeneration` in float32.
+        args: transformers' ``TrainingArguments``.
+        tokenizer: the model's :class:`ragstone.RagTokenizer`.
+        retriever: finds passages; the model gets it too.
+        questions: what is trained on.
+        dev_questions: what :meth:`evaluate` measures.
+        options: see :class:`ragstone.training.TrainingOptions`.
+        base_model: name or folder of ``model``, to which a saved adapter refers.
+        callbacks: transformers' ``TrainerCallback`` objects.
+
+    Raises:
+        InputError: no question, or options that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: RagForGeneration,
+        args: TrainingArguments,
+        *,
+        tokenizer: RagTokenizer,
+        retriever: RagRetriever,
+        questions: Sequence[Question],
+        dev_questions: Sequence[Question] = (),
+        options: TrainingOptions | None = None,
+        base_model: str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        if not questions:
+            raise InputError("There are no questions to train on.")
+        self.options = TrainingOptions() if options is None else options
+        if self.options.answers == "all" and model.config.label_smoothing:
+            raise InputError("label_smoothing has no meaning with answers='all'; set one of them back.")
+        self.rag_tokenizer, self.base_model = tokenizer, base_model
+        self.plain_retriever = retriever
+        set_seed(args.seed)  # of the adapters' first weights
+        self.adapted = make_trainable(model, self.options)
+        model.set_retriever(TrainingRetriever(retriever, self.options, questions))
+        model.config.n_docs = self.options.k
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_as_they_are,
+            train_dataset=list(questions),
+            eval_dataset=list(dev_questions) or None,
+            callbacks=callbacks,
+        )
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Questions, and the answers that this step trains on, as the model takes them."""
+        rows = [(n, q, answer) for n, q in enumerate(inputs["rows"]) for answer in self._answers(q)]
+        texts = [q.question for _, q, _ in rows]
+        batch = self.rag_tokenizer.prepare_seq2seq_batch(
+            texts,
+            [answer for _, _, answer in rows],
+            max_target_length=self.options.max_target_length,
+            return_tensors="pt",
+        )
+        prepared = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+        prepared["questions"] = texts
+        if self.options.answers == "all":
+            prepared["groups"] = torch.tensor([n for n, _, _ in rows], device=self.args.device)
+        return prepared
+
+    def _answers(self, question: Question) -> Sequence[str]:
+        if self.options.answers == "all":
+            return question.answers[: self.options.max_answers]
+        # By seed, step and question alone, so that an interrupted run and several processes draw the same.
+        draw = random.Random(f"{self.args.seed} {self.state.global_step} {question.id}")
+        return [draw.choice(question.answers)]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean of −log p(y|x) over the questions of a batch."""
+        for part in frozen_parts(self.model):
+            part.eval()  # no dropout where nothing learns
+        groups = inputs.pop("groups", None)
+        out = model(**inputs)
+        loss = out.loss if groups is None else any_answer_nll(out.nll, groups).mean()
+        return (loss, out) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the contexts are only known once passages are found."""
+        return 0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' optimizer, with a learning rate of its own for what makes the prior."""
+        rate = self.options.question_encoder_learning_rate
+        if self.optimizer is None and rate is not None:
+            model = self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[bool, bool], list[Tensor]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    key = (".generator." not in name, name in decayed)
+                    groups.setdefault(key, []).append(parameter)
+            self.optimizer = kind(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                        "lr": rate if retrieves else self.args.learning_rate,
+                    }
+                    for (retrieves, decays), parameters in groups.items()
+                ],
+                **settings,
+            )
+        return super().create_optimizer(model)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the dev questions: their loss and, if ``dev_metric`` is another measure, their answers."""
+        start = time.perf_counter()
+        questions = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        own = questions[self.args.process_index :: self.args.world_size]
+        self.model.eval()
+        self.model.config.n_docs = self.options.k_at_test
+        try:
+            sums = {"loss": sum(self._losses(own))}
+            if self.options.dev_metric != "loss":
+                sums[self.options.dev_metric] = self._measure(own)
+        finally:
+            self.model.config.n_docs = self.options.k
+        totals = torch.tensor([*sums.values(), len(own)], dtype=torch.float64, device=self.args.device)
+        *values, count = self.accelerator.reduce(totals, reduction="sum").tolist()
+        metrics = {f"{metric_key_prefix}_{name}": value / count for name, value in zip(sums, values, strict=True)}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _losses(self, questions: Sequence[Question]) -> list[float]:
+        """−log p(y|x) of the first answer of each question, K as at test time."""
+        size, losses = self.args.eval_batch_size, []
+        for start in range(0, len(questions), size):
+            part = questions[start : start + size]
+            batch = self.rag_tokenizer.prepare_seq2seq_batch(
+                [q.question for q in part],
+                [q.answers[0] for q in part],
+                max_target_length=self.options.max_target_length,
+                return_tensors="pt",
+            ).to(self.args.device)
+            with self.compute_loss_context_manager():
+                losses += self.model(**batch, questions=[q.question for q in part]).nll.tolist()
+        return losses
+
+    def _measure(self, questions: Sequence[Question]) -> float:
+        """The sum of ``dev_metric`` over questions that the model answers."""
+        from ragstone.evaluation import evaluate
+
+        training = self.model.retriever
+        rag = RagPipeline(self.model, self.rag_tokenizer, self.plain_retriever.index)
+        try:
+            found = evaluate(
+                rag,
+                questions,
+                k=self.options.k_at_test,
+                search=self.options.search,
+                where=self.options.where,
+                max_new_tokens=self.options.max_new_tokens,
+            )
+        finally:
+            self.model.set_retriever(training)
+        return float(found.summary[self.options.dev_metric]) * len(questions)
+
+    def estimate(self, steps: int = 2) -> Estimate:
+        """Measure ``steps`` steps (the first only warms up), leaving every weight as it is."""
+        seconds = []
+        for n, rows in enumerate(self.get_train_dataloader()):
+            if n > steps:
+                break
+            start = time.perf_counter()
+            self.model.train()
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(self.model, self._prepare_inputs(rows))
+            loss.backward()
+            self.model.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        measured = seconds[1:] or seconds
+        batches = len(self.get_train_dataloader())
+        accumulated = self.args.gradient_accumulation_steps
+        updates = self.args.max_steps
+        if updates <= 0:
+            updates = int(-(-batches // accumulated) * self.args.num_train_epochs)
+        parameters = list(self.model.parameters())
+        return Estimate(
+            steps=updates,
+            seconds_per_step=sum(measured) / len(measured) * accumulated,
+            parameters=sum(p.numel() for p in parameters if p.requires_grad),
+            all_parameters=sum(p.numel() for p in parameters),
+        )
+
+    # Checkpoints: what learns, and what transformers adds (optimizer, schedule, random states).
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained model, for ``from_pretrained``; checkpoints in between hold only what learns."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        if not self.args.should_save:
+            return
+        self.model.config.n_docs = self.options.k_at_test
+        folder = Path(output_dir or self.args.output_dir)
+        save_trained(self.model, self.rag_tokenizer, folder, adapted=self.adapted, base_model=self.base_model)
+        self.model.config.n_docs = self.options.k
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_weights(self.model, state_dict), folder / _WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        file = Path(resume_from_checkpoint) / _WEIGHTS
+        try:
+            weights = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} cannot be read ({error}); resume from another checkpoint.") from error
+        expected = trained_weights(self.model)
+        if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in expected.items()}:
+            raise ModelError(f"{file} holds other weights than those that learn; resume with the options of its run.")
+        self.model.load_state_dict(weights, strict=False)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole checkpoint of a run, None if there is none; one that a kill cut short is passed over."""
+    if not Path(folder).is_dir():
+        return None
+    while (found := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads(Path(found, _STATE).read_text(encoding="utf-8"))
+            load_file(Path(found, _WEIGHTS))
+        except (OSError, ValueError, SafetensorError):
+            os.rename(found, Path(found).with_name(f"broken-{Path(found).name}"))
+            continue
+        return str(found)
+    return None
+
+
+def _as_they_are(rows: list[Question]) -> dict[str, list[Question]]:
+    return {"rows": rows}

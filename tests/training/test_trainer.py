@@ -1,0 +1,323 @@
+"""RagTrainer on tiny models: what learns, what is drawn, what is saved, and what a kill leaves."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ragstone import KnowledgeBase, RagPipeline, RagRetriever, RagTokenizer
+from ragstone.errors import InputError, ModelError
+from ragstone.marginal import any_answer_nll
+from ragstone.questions import Question
+from ragstone.testing import ToyEncoder, tiny_rag, toy_passages
+from ragstone.training import RagTrainer, TrainingOptions, last_checkpoint
+
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+
+QUESTIONS = [
+    Question("who wrote Hamlet?", ("Shakespeare", "William Shakespeare"), "0", ("toy-3",)),
+    Question("capital of France", ("Paris",), "1", ("toy-0",)),
+    Question("how high is Mount Everest", ("8,849 metres", "8849 m"), "2", ("toy-1",)),
+    Question("who discovered radium", ("Marie Curie",), "3", ("toy-2",)),
+]
+
+
+@pytest.fixture
+def base(tmp_path):
+    base = KnowledgeBase.create(tmp_path / "kb", encoder=ToyEncoder(16))
+    base.add(toy_passages())
+    return base
+
+
+def arguments(folder, **options):
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **{"per_device_train_batch_size": 2, "max_steps": 2, "save_strategy": "no", "learning_rate": 1e-2, **options},
+    )
+
+
+def trainer_of(
+    base, folder, *, kind="llama", method="token", options=None, dev=(), config=None, dropout=True, **settings
+):
+    model, tokenizer = tiny_rag(method, kind, **(config or {}))
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    retriever = RagRetriever(model.config, tokenizer.question_encoder, tokenizer.generator, base)
+    return RagTrainer(
+        model,
+        arguments(folder, **settings),
+        tokenizer=tokenizer,
+        retriever=retriever,
+        questions=QUESTIONS,
+        dev_questions=dev,
+        options=TrainingOptions(k=3) if options is None else options,
+    )
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def changed(before, model):
+    return {name for name, value in model.named_parameters() if name in before and not torch.equal(before[name], value)}
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+@pytest.mark.parametrize("method", ["token", "sequence"])
+def test_both_parts_learn_from_answers_alone(base, tmp_path, kind, method):
+    settings = {"max_steps": 30, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "dropout": False}
+    trainer = trainer_of(base, tmp_path / "out", kind=kind, method=method, dev=QUESTIONS, **settings)
+    before, untrained = weights(trainer.model), trainer.evaluate()["eval_loss"]
+    trainer.train()
+    moved = changed(before, trainer.model)
+    assert any(".question_encoder." in name for name in moved)
+    assert any(".generator." in name for name in moved)
+    assert trainer.evaluate()["eval_loss"] < 0.7 * untrained
+
+
+@pytest.mark.parametrize("frozen", ["question_encoder", "generator"])
+def test_a_frozen_part_stays_as_it_is(base, tmp_path, frozen):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, **{f"train_{frozen}": False}))
+    before = weights(trainer.model)
+    trainer.train()
+    moved = changed(before, trainer.model)
+    assert moved
+    assert not any(f".{frozen}." in name for name in moved)
+
+
+def test_the_score_scale_is_learnt_and_written_back(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, learn_score_scale=True))
+    before = trainer.model.config.tau
+    trainer.train()
+    tau = float(trainer.model.rag.log_score_scale.exp())
+    assert tau != pytest.approx(before, abs=1e-4)
+    trainer.save_model(tmp_path / "saved")
+    loaded = type(trainer.model).from_pretrained(tmp_path / "saved")
+    assert loaded.config.tau == pytest.approx(tau)
+    assert loaded.rag.log_score_scale is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bart", "t5"])
+def test_adapters_are_saved_beside_the_name_of_their_base_and_load_into_it(base, tmp_path, kind):
+    start, tokenizer = tiny_rag("token", kind)
+    start.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = TrainingOptions(k=3, test_k=2, lora_rank=2, question_encoder_lora_rank=2, learn_score_scale=True)
+    trainer = trainer_of(base, tmp_path / "out", kind=kind, options=options, max_steps=4)
+    trainer.base_model = str(tmp_path / "base")
+    trainer.train()
+    trainer.save_model(tmp_path / "trained")
+    files = {str(f.relative_to(tmp_path / "trained")) for f in (tmp_path / "trained").rglob("*.safetensors")}
+    assert files == {f"adapters/{part}/adapter_model.safetensors" for part in ("generator", "question_encoder")}
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("base", "trained"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    rag = RagPipeline.from_pretrained(tmp_path / "elsewhere" / "trained", knowledge_base=base, dtype="float32")
+    assert rag.model.config.n_docs == 2
+    batch = tokenizer.prepare_seq2seq_batch(["capital of France"], ["Paris"], return_tensors="pt")
+    trainer.model.eval()
+    expected = trainer.model(**batch, questions=["capital of France"], n_docs=3)
+    found = rag.model(**batch, questions=["capital of France"], n_docs=3)
+    torch.testing.assert_close(found.nll, expected.nll, rtol=1e-4, atol=1e-4)
+    untrained = start.eval()
+    untrained.set_retriever(rag.retriever)
+    assert abs(float(untrained(**batch, questions=["capital of France"], n_docs=3).nll - found.nll)) > 1e-2
+
+
+def test_adapters_without_a_base_are_merged_into_a_whole_checkpoint(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, lora_rank=2))
+    trainer.train()
+    batch = trainer._prepare_inputs({"rows": QUESTIONS[:2]})
+    expected = trainer.model.eval()(**batch).nll
+    trainer.save_model(tmp_path / "whole")
+    loaded = type(trainer.model).from_pretrained(tmp_path / "whole", retriever=trainer.model.retriever)
+    torch.testing.assert_close(loaded(**batch, n_docs=3).nll, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_whose_base_is_gone_says_so(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, lora_rank=2))
+    (tmp_path / "base").mkdir()
+    trainer.base_model = str(tmp_path / "base")
+    trainer.save_model(tmp_path / "trained")
+    (tmp_path / "base").rmdir()
+    with pytest.raises(ModelError, match="was trained on the model in"):
+        RagPipeline.from_pretrained(tmp_path / "trained")
+
+
+def test_all_answers_are_marginalised_and_one_is_drawn_anew_each_step(base, tmp_path):
+    options = TrainingOptions(k=3, answers="all")
+    trainer = trainer_of(base, tmp_path / "out", options=options)
+    trainer.model.eval()
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs({"rows": QUESTIONS[:2]}))
+    nll = []
+    for answers in QUESTIONS[0].answers, QUESTIONS[1].answers:
+        question = QUESTIONS[0 if len(answers) == 2 else 1].question
+        batch = trainer.rag_tokenizer.prepare_seq2seq_batch([question] * len(answers), answers, return_tensors="pt")
+        nll.append(-torch.logsumexp(-trainer.model(**batch, questions=[question] * len(answers)).nll, dim=0))
+    torch.testing.assert_close(loss, torch.stack(nll).mean())
+    sampled = trainer_of(base, tmp_path / "out2")
+    drawn = []
+    for step in range(16):
+        sampled.state.global_step = step
+        drawn += sampled._answers(QUESTIONS[0])
+    assert set(drawn) == set(QUESTIONS[0].answers)
+
+
+def test_any_answer_has_no_gradient_trouble_with_impossible_answers():
+    nll = torch.tensor([1.0, torch.inf, torch.inf], requires_grad=True)
+    any_answer_nll(nll, torch.tensor([0, 0, 0])).sum().backward()
+    torch.testing.assert_close(nll.grad, torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_gold_passages_take_the_last_place_where_they_were_not_found(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=1, with_positives=True))
+    batch = trainer._prepare_inputs({"rows": QUESTIONS})
+    out = trainer.model(**batch, output_retrieved=True)
+    assert out.retrieved_doc_ids == [list(q.positive_ids) for q in QUESTIONS]
+
+
+def test_the_dev_loss_is_the_mean_nll_at_the_k_of_the_test(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, test_k=2), dev=QUESTIONS)
+    found = trainer.evaluate()["eval_loss"]
+    batch = trainer._prepare_inputs({"rows": [Question(q.question, q.answers[:1], q.id) for q in QUESTIONS]})
+    assert found == pytest.approx(float(trainer.model(**batch, n_docs=2).nll.mean()), rel=1e-5)
+    assert trainer.model.config.n_docs == 3
+
+
+def test_gradient_checkpointing_changes_no_weight(base, tmp_path):
+    found = []
+    for n, extra in enumerate([{}, {"gradient_checkpointing": True}]):
+        trainer = trainer_of(base, tmp_path / str(n), kind="bart", **extra)
+        trainer.train()
+        found.append(weights(trainer.model))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_question_encoder_may_have_a_learning_rate_of_its_own(base, tmp_path):
+    options = TrainingOptions(k=3, question_encoder_learning_rate=0.0)
+    trainer = trainer_of(base, tmp_path / "out", options=options)
+    before = weights(trainer.model)
+    trainer.train()
+    moved = changed(before, trainer.model)
+    assert moved
+    assert all(".generator." in name for name in moved)
+
+
+def test_labels_are_smoothed_or_all_answers_count_but_not_both(base, tmp_path):
+    with pytest.raises(InputError, match="label_smoothing"):
+        trainer_of(base, tmp_path, options=TrainingOptions(answers="all"), config={"label_smoothing": 0.1})
+
+
+def test_a_run_that_trains_nothing_is_refused():
+    with pytest.raises(InputError, match="Nothing is left to train"):
+        TrainingOptions(train_question_encoder=False, train_generator=False)
+
+
+def test_an_estimate_leaves_every_weight_as_it_is(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", num_train_epochs=3, max_steps=-1)
+    before = weights(trainer.model)
+    estimate = trainer.estimate()
+    assert not changed(before, trainer.model)
+    assert estimate.steps == 6
+    assert estimate.seconds_per_step > 0
+
+
+RUN = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_trainer import trainer_of, TrainingOptions
+from ragstone import KnowledgeBase
+from ragstone.testing import ToyEncoder
+from ragstone.training import last_checkpoint
+out = Path(sys.argv[1])
+trainer = trainer_of(
+    KnowledgeBase.open({kb!r}, encoder=ToyEncoder(16)), out, options=TrainingOptions(k=3, lora_rank=2),
+    kind="bart", max_steps=12, save_strategy="steps", save_steps=3,
+)
+trainer.train(resume_from_checkpoint=last_checkpoint(out))
+torch.save({{n: p for n, p in trainer.model.named_parameters() if p.requires_grad}}, out / "end.pt")
+"""
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(base, tmp_path):
+    """Dropout, answers drawn at random, the order of questions and the schedule are all taken up where they were."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent), kb=str(base.path)))
+    command = [sys.executable, str(script)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").is_file():
+        assert killed.poll() is None
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "end.pt").exists()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    whole, resumed = (torch.load(tmp_path / name / "end.pt") for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(base, tmp_path):
+    trainer = trainer_of(base, tmp_path / "out", max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    (tmp_path / "out" / "checkpoint-2" / "trained.safetensors").write_bytes(b"cut")
+    assert Path(last_checkpoint(tmp_path / "out")).name == "checkpoint-1"
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+STEP = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from test_trainer import trainer_of
+from ragstone import KnowledgeBase
+from ragstone.testing import ToyEncoder
+world = int(os.environ.get("WORLD_SIZE", 1))
+out = {out!r} + str(world)
+trainer = trainer_of(
+    KnowledgeBase.open({kb!r}, encoder=ToyEncoder(16)), out, max_steps=1, per_device_train_batch_size=4 // world,
+    optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", learning_rate=0.1, dropout=False,
+)
+trainer.train()
+if trainer.is_world_process_zero():
+    torch.save(dict(trainer.model.named_parameters()), out + ".pt")
+"""
+
+
+def test_a_step_on_two_processes_is_a_step_on_one(base, tmp_path):
+    script = tmp_path / "step.py"
+    script.write_text(STEP.format(tests=str(Path(__file__).parent), kb=str(base.path), out=str(tmp_path / "world")))
+    command = [sys.executable, str(script)]
+    subprocess.run(command, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [{**os.environ, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    processes = [subprocess.Popen(command, env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
+    for process in processes:
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    one, two = (torch.load(tmp_path / f"world{n}.pt", weights_only=False) for n in (1, 2))
+    start = weights(trainer_of(base, tmp_path / "start").model)
+    assert any(not torch.equal(start[name], one[name]) for name in one)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
