@@ -15,6 +15,7 @@ from ragstone.encoders.checkpoint import quiet
 from ragstone.encoders.precision import parse_dtype
 from ragstone.errors import InputError, ModelError
 from ragstone.models.configuration import RagConfig
+from ragstone.models.null_passage import NullPassage
 from ragstone.models.protocols import Retriever
 
 __all__ = ["RagPreTrainedModel", "new_config"]
@@ -108,6 +109,8 @@ class RagPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls: type[Model], name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of either model class, written by Ragstone or transformers; see ``PreTrainedModel``.
 
+        Fields of the config can be replaced: ``null_passage="bias"`` adds a null passage to a checkpoint without one.
+
         Raises:
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
         """
@@ -122,6 +125,8 @@ class RagPreTrainedModel(PreTrainedModel):
         if model.config.pooling != "pooler" and any("question_encoder.pooler." in name for name in missing):
             model.question_encoder.pooler = None  # the checkpoint was saved without one, which pooling does not need
             missing = [name for name in missing if "question_encoder.pooler." not in name]
+        if "null_passage" in kwargs or "config" in kwargs:  # added to a checkpoint that has none: it begins anew
+            missing = [name for name in missing if "null_passage." not in name]
         if missing:
             raise ModelError(
                 f"The checkpoint {str(name_or_path)!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
@@ -179,7 +184,9 @@ class RagPreTrainedModel(PreTrainedModel):
         self.generator.set_output_embeddings(new_embeddings)
 
     def _init_weights(self, module: Any) -> None:
-        """The parts initialise themselves; the body has no weights of its own."""
+        """The parts initialise themselves; the body has no weights of its own but the null passage's."""
+        if isinstance(module, NullPassage):
+            module.reset_parameters()
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Write ``config.json``, ``generation_config.json`` and safetensors weights; see ``PreTrainedModel``."""
