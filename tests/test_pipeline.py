@@ -200,3 +200,75 @@ def test_broken_checkpoints_get_one_sentence(rag, tmp_path):
 def test_a_passage_that_was_cut_is_reported_once(bare, caplog):
     bare("who wrote hamlet?", passages=["Hamlet " * 2000, TEXTS[0]], max_new_tokens=2)
     assert caplog.text.count("1 of 2 contexts were longer") == 1
+
+
+@pytest.fixture(params=[(m, k) for m in ("token", "sequence") for k in ("bart", "llama")], ids="-".join)
+def doubting(request, tmp_path):
+    """A pipeline whose model has a null passage."""
+    model, tokenizer = tiny_rag(*request.param, seed=3, n_docs=3, null_passage="bias")
+    base = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=16)
+    pipeline = RagPipeline(model, tokenizer, base)
+    base.add(toy_passages(), vectors=pipeline.retriever.encode_passages(toy_passages()))
+    return pipeline
+
+
+def null_logit(pipeline, value):
+    with torch.no_grad():
+        pipeline.model.rag.null_passage.bias.fill_(value)
+
+
+def test_the_null_passage_shares_prior_and_posterior_with_the_evidence(doubting):
+    answer = doubting("who wrote hamlet?", max_new_tokens=5)
+    assert len(answer.passages) == 3
+    best = answer.passages[0].score
+    null_logit(doubting, best)
+    answer = doubting("who wrote hamlet?", max_new_tokens=5)
+    scores = torch.tensor([*(e.score for e in answer.passages), best])
+    priors = [*(e.prior for e in answer.passages), answer.null_prior]
+    np.testing.assert_allclose(priors, scores.softmax(0), atol=1e-5)
+    assert sum(e.posterior for e in answer.passages) + answer.null_posterior == pytest.approx(1, abs=1e-5)
+    assert answer.token_posteriors.shape == (3, len(answer.tokens))
+    missing = 1 - answer.token_posteriors.sum(axis=0)
+    assert missing.mean() == pytest.approx(answer.null_posterior, abs=1e-4)
+    values = json.loads(json.dumps(answer.to_dict()))
+    assert (values["null_prior"], values["null_posterior"]) == (answer.null_prior, answer.null_posterior)
+    score = answer.score_of("Shakespeare")
+    assert sum(score.posterior) + score.null_posterior == pytest.approx(1, abs=1e-5)
+    assert len(score.posterior) == 3
+    out = doubting.model(questions=["who wrote hamlet?"], labels=torch.tensor(doubting.tokenizer.target_ids(["Pi"])))
+    assert answer.score_of("Pi").log_prob == pytest.approx(-float(out.nll), rel=1e-4)
+
+
+def test_an_answer_is_found_unless_the_null_passage_has_the_largest_posterior(doubting):
+    for logit, found in ((-1e4, True), (1e4, False)):
+        null_logit(doubting, logit)
+        answer = doubting("who wrote hamlet?", max_new_tokens=4)
+        assert answer.found is answer.to_dict()["found"] is found
+        assert answer.null_prior == pytest.approx(float(not found))
+        assert answer.null_posterior == pytest.approx(float(not found))
+
+
+def test_a_null_passage_that_never_counts_changes_no_answer(doubting):
+    null_logit(doubting, -1e4)
+    with_one = doubting("who wrote hamlet?", max_new_tokens=5)
+    doubting.model.rag.null_passage = None
+    without = doubting("who wrote hamlet?", max_new_tokens=5)
+    assert (with_one.text, with_one.log_prob) == (without.text, pytest.approx(without.log_prob, abs=1e-4))
+    assert (without.null_prior, without.null_posterior, without.found) == (0.0, 0.0, True)
+
+
+def test_without_any_hit_the_null_passage_answers(doubting):
+    answer = doubting("who wrote hamlet?", where="title = 'nowhere'", max_new_tokens=4)
+    assert answer.passages == ()
+    assert (answer.null_prior, answer.null_posterior, answer.found) == (1.0, 1.0, False)
+    assert answer.token_posteriors.shape == (0, len(answer.tokens))
+    json.dumps(answer.to_dict())
+    assert answer.score_of("Shakespeare").null_posterior == 1.0
+
+
+def test_given_passages_stand_beside_the_null_passage(doubting):
+    both = doubting(["hamlet?", "everest?"], passages=[TEXTS[:1], TEXTS[1:4]], max_new_tokens=3)
+    for answer, count in zip(both, (1, 3), strict=True):
+        assert len(answer.passages) == count
+        assert sum(e.prior for e in answer.passages) + answer.null_prior == pytest.approx(1, abs=1e-5)
+        assert answer.null_prior > 0

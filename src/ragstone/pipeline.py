@@ -52,10 +52,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Score:
-    """The probability of one string: ``log_prob`` in nats, ``posterior`` p(z|x,y) in the order of the passages."""
+    """The probability of one string: ``log_prob`` in nats, ``posterior`` p(z|x,y) in the order of the passages.
+
+    ``null_posterior`` is that of the null passage, 0 without one.
+    """
 
     log_prob: float
     posterior: tuple[float, ...]
+    null_posterior: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,14 @@ class Answer:
         question: the question x.
         text: the answer y.
         log_prob: log p(y|x) of the full marginal over the passages, end of sequence included, in nats.
-        passages: the evidence, in the order of retrieval; priors and posteriors each sum to 1.
+        passages: the evidence, in the order of retrieval; priors and posteriors each sum to 1, together with those of the
+            null passage where the model has one.
         tokens: the T tokens of the answer as text, end of sequence included where the model wrote one.
         token_posteriors: (K, T), p(z|x,y_≤t), which passage carried each token (paper, figure 2). For RAG-Sequence, where
             one passage carries the whole answer, every column is the posterior.
         method: ``"token"`` or ``"sequence"``.
         alternatives: further answers, best first, with ``num_return_sequences`` > 1.
+        null_prior, null_posterior: of the null passage (``config.null_passage``); 0 without one.
     """
 
     question: str
@@ -82,7 +88,14 @@ class Answer:
     token_posteriors: np.ndarray[Any, Any] = field(repr=False, compare=False)
     method: str = "token"
     alternatives: tuple[Answer, ...] = field(default=(), repr=False)
+    null_prior: float = 0.0
+    null_posterior: float = 0.0
     _scorer: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def found(self) -> bool:
+        """Whether some passage had more to do with the answer than reading none; True without a null passage."""
+        return max((evidence.posterior for evidence in self.passages), default=0.0) >= self.null_posterior
 
     def score_of(self, text: str) -> Score:
         """Log-probability and posterior of any other answer to this question under the same passages."""
@@ -97,6 +110,9 @@ class Answer:
             "answer": self.text,
             "log_prob": self.log_prob,
             "method": self.method,
+            "found": self.found,
+            "null_prior": self.null_prior,
+            "null_posterior": self.null_posterior,
             "passages": [
                 {**asdict(e.passage), "score": e.score, "prior": e.prior, "posterior": e.posterior}
                 for e in self.passages
@@ -109,7 +125,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """B questions with their contexts (B·K, S), scores (B, K) and passages, ready to decode."""
+    """B questions with their contexts (B·K, S), scores (B, K) and passages, ready to decode.
+
+    The null passage, if there is one, counts among the K and is the last.
+    """
 
     questions: list[str]
     passages: list[list[Passage]]
@@ -180,6 +199,7 @@ class RagPipeline:
         method: Literal["token", "sequence"] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
+        **fields: Any,
     ) -> RagPipeline:
         """Load a checkpoint, or ``"local"``: the default models that need no hub.
 
@@ -189,6 +209,7 @@ class RagPipeline:
             method: ``"token"`` or ``"sequence"``; the saved class by default, ``"token"`` for ``"local"``.
             device: where the model runs; CUDA if there is one.
             dtype: what it computes in; ``None`` chooses bfloat16 where a short probe finds it quicker, else float32.
+            fields: of :class:`ragstone.RagConfig`, in place of the saved ones.
 
         Raises:
             ModelError: the checkpoint is missing or damaged.
@@ -204,7 +225,7 @@ class RagPipeline:
             if knowledge_base is None and config.knowledge_base:
                 knowledge_base = Path(name) / config.knowledge_base
         kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
-        model, tokenizer = kind.from_pretrained(name), RagTokenizer.from_pretrained(name)
+        model, tokenizer = kind.from_pretrained(name, **fields), RagTokenizer.from_pretrained(name)
         model = model.to(device=device).eval()
         _set_dtype(model, dtype)
         return cls(model, tokenizer, knowledge_base)
@@ -261,7 +282,8 @@ class RagPipeline:
             options: those of transformers' ``generate``.
 
         Raises:
-            InputError: an empty question, no passage found, or options that do not fit.
+            InputError: an empty question, no passage found (unless there is a null passage to answer from), or options that
+                do not fit.
         """
         single = isinstance(question, str)
         questions = [question] if isinstance(question, str) else list(question)
@@ -357,9 +379,11 @@ class RagPipeline:
                 vectors, torch.from_numpy(stacked).to(device), torch.from_numpy(real).to(device)
             )
         passages = [[hit.passage for hit in row] for row in hits]
-        contexts = self.retriever.contexts(questions, passages, k)
+        null = rag.null_passage is not None
+        contexts = self.retriever.contexts(questions, passages, k, null_passage=null)
         report_truncation(contexts.truncated, self.model.config.prompt_format().max_length)
         given_contexts = contexts.input_ids.to(device), contexts.attention_mask.to(device)
+        scores = rag.add_null_passage(scores, vectors)
         return _Prepared(questions, passages, *given_contexts, scores, contexts.prompt_lengths.to(device))
 
     def _encode_given(self, given: list[list[Passage]]) -> list[list[Hit]]:
@@ -391,11 +415,12 @@ class RagPipeline:
         if out.token_posteriors is not None:
             by_token = out.token_posteriors[row][:, counts[0]]
         real = len(prepared.passages[b])
-        prior = prepared.doc_scores[b, :real].softmax(dim=0)
+        prior = prepared.doc_scores[b].softmax(dim=0)
+        null = self.model.rag.null_passage is not None
         evidence = zip(
             prepared.passages[b],
             prepared.doc_scores[b, :real].tolist(),
-            prior.tolist(),
+            prior[:real].tolist(),
             posterior[:real].tolist(),
             strict=True,
         )
@@ -408,6 +433,8 @@ class RagPipeline:
             tokens=tuple(generator.decode([token]) for token in tokens),
             token_posteriors=by_token[:real].float().cpu().numpy(),
             method=self.method,
+            null_prior=float(prior[-1]) if null else 0.0,
+            null_posterior=float(posterior[-1]) if null else 0.0,
             _scorer=lambda text: self._score(alone, text),
         )
 
@@ -415,8 +442,9 @@ class RagPipeline:
     def _score(self, prepared: _Prepared, text: str) -> Score:
         labels = torch.tensor(self.tokenizer.target_ids([text]), device=prepared.doc_scores.device)
         out = self.model(**prepared.inputs, labels=labels)
-        posterior = self.model.posteriors(out)[0]
-        return Score(-float(out.nll), tuple(posterior[0, : len(prepared.passages[0])].tolist()))
+        posterior = self.model.posteriors(out)[0][0].tolist()
+        null = 0.0 if self.model.rag.null_passage is None else posterior[-1]
+        return Score(-float(out.nll), tuple(posterior[: len(prepared.passages[0])]), null)
 
 
 def _given_passages(passages: Sequence[Any] | None, batch: int, single: bool) -> list[list[Passage]] | None:

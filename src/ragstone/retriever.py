@@ -17,7 +17,7 @@ from transformers import BatchEncoding
 from ragstone.encoders import Encoder, EncoderSettings, load_encoder
 from ragstone.encoders.checkpoint import longest_input
 from ragstone.errors import InputError, ModelError
-from ragstone.generators.prompts import ContextBatch, ContextBuilder
+from ragstone.generators.prompts import NULL_PASSAGE, ContextBatch, ContextBuilder
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.loose import PassageIndex, dummy_passages
 from ragstone.knowledge.passages import as_passages
@@ -154,6 +154,7 @@ class RagRetriever:
         return_tensors: str | None = None,
         *,
         questions: Sequence[str] | None = None,
+        null_passage: bool = False,
     ) -> BatchEncoding:
         """Retrieve and write contexts; see :class:`ragstone.models.Retriever` for arguments and result."""
         passages = self.config.n_docs if n_docs is None else n_docs
@@ -163,7 +164,8 @@ class RagRetriever:
             questions = self._decode(question_input_ids)
         hits = self.retrieve(np.asarray(question_hidden_states), passages)
         width = np.shape(question_hidden_states)[1]
-        return self.batch(questions, hits, passages, width, prefix=prefix, return_tensors=return_tensors)
+        form: dict[str, Any] = {"prefix": prefix, "return_tensors": return_tensors, "null_passage": null_passage}
+        return self.batch(questions, hits, passages, width, **form)
 
     def batch(
         self,
@@ -174,12 +176,14 @@ class RagRetriever:
         *,
         prefix: str | None = None,
         return_tensors: str | None = None,
+        null_passage: bool = False,
     ) -> BatchEncoding:
         """What a model reads of B questions with their hits, whose vectors are ``width`` (D) wide.
 
         Arguments and result as in :class:`ragstone.models.Retriever`.
         """
-        contexts = self.contexts(questions, [[h.passage for h in row] for row in hits], n_docs, prefix=prefix)
+        found = [[hit.passage for hit in row] for row in hits]
+        contexts = self.contexts(questions, found, n_docs, prefix=prefix, null_passage=null_passage)
         vectors, mask = stack_vectors(hits, n_docs, width)
         data: dict[str, Any] = {
             "context_input_ids": contexts.input_ids,
@@ -224,14 +228,21 @@ class RagRetriever:
         return self.index.search(vectors, self._vectors_of(self.index), n_docs)
 
     def contexts(
-        self, questions: Sequence[str], passages: Sequence[Sequence[Passage]], n_docs: int, *, prefix: str | None = None
+        self,
+        questions: Sequence[str],
+        passages: Sequence[Sequence[Passage]],
+        n_docs: int,
+        *,
+        prefix: str | None = None,
+        null_passage: bool = False,
     ) -> ContextBatch:
-        """Contexts of B questions with their passages, empty slots up to ``n_docs``."""
+        """Contexts of B questions with their passages, empty slots up to ``n_docs``, and one more for the null passage."""
         form = self.config.prompt_format()
         if prefix is not None:
             form = replace(form, prefix=prefix)
         build = ContextBuilder(self.generator_tokenizer, form, causal=self.config.causal)
-        slots = [[(p.title, p.text) for p in row] + [None] * (n_docs - len(row)) for row in passages]
+        null = [NULL_PASSAGE] if null_passage else []
+        slots = [[*((p.title, p.text) for p in row), *[None] * (n_docs - len(row)), *null] for row in passages]
         return build(questions, slots)
 
     def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray[Any, Any]:

@@ -169,12 +169,13 @@ class ToyRetriever:
         return_tensors: str | None = None,
         *,
         questions: Sequence[str] | None = None,
+        null_passage: bool = False,
     ) -> BatchEncoding:
         """See :class:`ragstone.models.Retriever`; ``return_tensors`` is ``"pt"`` here."""
         import torch
         from transformers import BatchEncoding
 
-        from ragstone.generators.prompts import ContextBuilder
+        from ragstone.generators.prompts import NULL_PASSAGE, ContextBuilder
 
         self.calls += 1
         decode = self.tokenizer.question_encoder.batch_decode
@@ -186,7 +187,8 @@ class ToyRetriever:
         embeds = np.zeros((len(best), slots, self.vectors.shape[1]), np.float32)
         embeds[:, : best.shape[1]] = self.vectors[best]
         build = ContextBuilder(self.tokenizer.generator, self.config.prompt_format(), causal=self.config.causal)
-        rows = [[self.passages[n] for n in row] + [None] * (slots - len(row)) for row in best]
+        null = [NULL_PASSAGE] if null_passage else []
+        rows = [[*(self.passages[n] for n in row), *[None] * (slots - len(row)), *null] for row in best]
         contexts = build(self.questions, rows)
         return BatchEncoding(
             {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from transformers.utils import logging
 
 from ragstone.cli import main
@@ -108,6 +109,29 @@ def test_ask_explains_itself(base, models):
     narrow = in_its_own_process(*ask, "--explain", columns="40").stdout
     assert "prior" in narrow
     assert max(map(len, narrow.splitlines())) <= 40
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_ask_says_when_nothing_supports_the_answer(base, models, tmp_path, found):
+    folder, _ = base
+    model, tokenizer = tiny_rag("token", "bart", null_passage="bias")
+    with torch.no_grad():
+        model.rag.null_passage.bias.fill_(0.0 if found else 1000.0)
+    model.save_pretrained(tmp_path / "rag")
+    tokenizer.save_pretrained(tmp_path / "rag")
+    ask = ["ask", folder, "who wrote hamlet?", "--model", tmp_path / "rag", "--max-new-tokens", 4, "-k", 3]
+    values = json.loads(ragstone(*ask, "--json").stdout)
+    assert values["found"] is found
+    assert len(values["passages"]) == 3
+    shown, explained = ragstone(*ask).stdout, ragstone(*ask, "--explain").stdout
+    line = "nothing in the knowledge base supports this answer"
+    assert [line in shown, line in explained] == [not found] * 2
+    assert ("of the posterior" in shown) is found
+    assert "(no passage)" in explained
+    assert "∅" in explained
+    nothing = ragstone(*ask, "--where", "title = 'nowhere'", "--explain")
+    assert nothing.returncode == 0
+    assert line in nothing.stdout
 
 
 def test_ask_reads_questions_from_standard_input_and_survives_a_bad_one(base, models):

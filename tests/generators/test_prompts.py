@@ -7,7 +7,7 @@ from transformers.models.rag.configuration_rag import RagConfig as ReferenceConf
 from transformers.models.rag.retrieval_rag import RagRetriever as ReferenceRetriever
 
 from ragstone.errors import InputError, ModelError
-from ragstone.generators.prompts import ContextBuilder, PromptFormat, pad_rows
+from ragstone.generators.prompts import NULL_PASSAGE, ContextBuilder, PromptFormat, pad_rows
 from ragstone.testing import TOY_PASSAGES, causal_tokenizer, question_tokenizer, seq2seq_tokenizer
 
 ODD_PASSAGES = (
@@ -257,3 +257,24 @@ def test_rows_are_padded_on_the_right():
     ids, mask = pad_rows([[5, 6], [], [7]], fill=9)
     assert ids.tolist() == [[5, 6], [9, 9], [7, 9]]
     assert mask.tolist() == [[1, 1], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_causal_context_of_the_null_passage_has_no_passage_part(chat):
+    tokenizer = causal_tokenizer(chat=chat)
+    form = PromptFormat(passage="Read this: {passage}", question="\nQ: {question}\nA:")
+    batch = ContextBuilder(tokenizer, form, causal=True)(["Who?"], [[("Title", "text"), NULL_PASSAGE, None]])
+    before, after = (CHAT_BEFORE, CHAT_AFTER) if chat else ("", "")
+    with_one, without, _ = texts_of(batch, tokenizer)
+    assert with_one == f"{before}Read this: Title\ntext\nQ: Who?\nA:{after}"
+    assert without == f"{before}\nQ: Who?\nA:{after}"
+    assert batch.truncated.tolist() == [[False] * 3]
+    assert batch.prompt_lengths[0, 1] == len(tokenizer(before)["input_ids"])
+
+
+def test_a_seq2seq_context_of_the_null_passage_keeps_prefix_and_separators():
+    tokenizer = seq2seq_tokenizer()
+    build = ContextBuilder(tokenizer, PromptFormat(prefix="> ", max_length=60))
+    assert texts_of(build(["Who?"], [[NULL_PASSAGE]]), tokenizer) == ["<s>> / // Who?</s>"]
+    with pytest.raises(InputError, match="alone fills"):
+        build(["Who? " * 40], [[NULL_PASSAGE]])

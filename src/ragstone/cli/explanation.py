@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ __all__ = ["print_answer", "print_hits"]
 BAR = 12
 COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "red", "bright_green", "bright_cyan", "bright_magenta")
 SHADES = " ░▒▓█"
+NULL, NULL_COLOUR = "∅", "bright_black"
 
 
 def print_hits(hits: Sequence[Hit]) -> None:
@@ -34,9 +36,12 @@ def print_hits(hits: Sequence[Hit]) -> None:
 def print_answer(answer: Any, *, explain: bool) -> None:
     """The answer, where it comes from and, to ``explain``, how much each passage had to do with it."""
     out.print(Text(answer.text or "(nothing)", style="bold"))
+    if not answer.found:
+        out.print("[dim]nothing in the knowledge base supports this answer[/]")
     if not explain:
-        best = max(answer.passages, key=lambda evidence: evidence.posterior)
-        out.print(f"[dim]from[/] {_title(best.passage)} [dim]({best.posterior:.0%} of the posterior)[/]")
+        if answer.found:
+            best = max(answer.passages, key=lambda evidence: evidence.posterior)
+            out.print(f"[dim]from[/] {_title(best.passage)} [dim]({best.posterior:.0%} of the posterior)[/]")
         return
     length = len(answer.tokens)
     per_token = f", {math.exp(answer.log_prob / length):.0%} a token" if length else ""
@@ -63,27 +68,35 @@ def _print_passages(answer: Any) -> None:
             _bar(evidence.posterior, colour),
             Text.from_markup(f"{_title(evidence.passage)}\n[dim]{escape(_shorten(evidence.passage.text))}[/]"),
         )
+    if answer.null_prior:
+        bars = _bar(answer.null_prior, "white"), _bar(answer.null_posterior, NULL_COLOUR)
+        table.add_row(Text(NULL, style=f"bold {NULL_COLOUR}"), *bars, Text("(no passage)", style="dim"))
     out.print(table)
 
 
 def _print_tokens(answer: Any) -> None:
     """The paper's figure 2: a row a passage, a column a token, shaded by p(z|x,y_≤t)."""
+    posteriors, marks = list(answer.token_posteriors), [str(k + 1) for k in range(len(answer.passages))]
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(marks))]
+    if answer.null_prior:
+        posteriors.append(1 - answer.token_posteriors.sum(axis=0).clip(max=1))
+        marks, colours = [*marks, NULL], [*colours, NULL_COLOUR]
     out.print("\n[dim]which passage carried each token (p(z|x,y_≤t)):[/]")
     labels = [_visible(token) for token in answer.tokens]
     widths = [max(len(label), 2) for label in labels]
     for columns in _pages(widths, out.width - 4):
         out.print(Text("   " + " ".join(labels[t].ljust(widths[t]) for t in columns)))
-        for k in range(len(answer.passages)):
-            line = Text(f"{k + 1:>2} ", style=f"bold {COLOURS[k % len(COLOURS)]}")
+        for mark, colour, posterior in zip(marks, colours, posteriors, strict=True):
+            line = Text(f"{mark:>2} ", style=f"bold {colour}")
             for t in columns:
-                shade = SHADES[round(float(answer.token_posteriors[k, t]) * (len(SHADES) - 1))]
-                line.append(shade * widths[t] + " ", style=COLOURS[k % len(COLOURS)])
+                shade = SHADES[round(float(posterior[t]) * (len(SHADES) - 1))]
+                line.append(shade * widths[t] + " ", style=colour)
             out.print(line)
-    carried = answer.token_posteriors.argmax(axis=0).tolist()
+    carried = np.argmax(posteriors, axis=0).tolist()
     text = Text("\n")
     for k, run in groupby(range(len(labels)), key=lambda t: carried[t]):
-        text.append("".join(answer.tokens[t] for t in run), style=COLOURS[k % len(COLOURS)])
-        text.append(f"[{k + 1}]", style="dim")
+        text.append("".join(answer.tokens[t] for t in run), style=colours[k])
+        text.append(f"[{marks[k]}]", style="dim")
     out.print(text)
 
 

@@ -98,17 +98,23 @@ def _trainer(
 
     from ragstone.pipeline import RagPipeline
 
-    rag = RagPipeline.from_pretrained(name, knowledge_base=base, method=method, dtype="float32", device=device)  # type: ignore[arg-type]
     given = {key: value for key, value in options.items() if value is not None}
     settings = {"logging_steps": 10, "save_steps": 100, **{k: v for k, v in arguments.items() if v is not None}}
     fields = {key: value for key, value in config.items() if value is not None}
     if known is not None:
-        given = {"k": known.k, "test_k": known.test_k(rag.method), **given}
         fields = {"label_smoothing": known.label_smoothing, **fields}
         settings = {**known.arguments(), **settings}
+    rag = RagPipeline.from_pretrained(
+        name,
+        knowledge_base=base,
+        method=method,  # type: ignore[arg-type]
+        dtype="float32",
+        device=device,
+        **fields,
+    )
+    if known is not None:
+        given = {"k": known.k, "test_k": known.test_k(rag.method), **given}
         rag.model.generation_config.num_beams = known.num_beams
-    for key, value in fields.items():
-        setattr(rag.model.config, key, value)
     chosen = TrainingOptions(**given)
     if eval_every:
         best = chosen.dev_metric == "loss"
@@ -140,6 +146,8 @@ def _trainer(
         callbacks=[EarlyStoppingCallback(patience)] if patience and eval_every else None,
     )
     trainer.remove_callback(PrinterCallback)
+    if "null_passage" in fields:
+        rag.model.rag.start_null_passage([row.question for row in rows[:64]])
     return trainer
 
 

@@ -64,8 +64,10 @@ class CausalGenerator(Generator):
         with self.accelerated():
             plain = all(type(layer) is DynamicLayer for layer in cache.layers)
             if prompt_lengths is not None and self.store is not None and plain and self._shares():
+                # Without header and passage nothing precedes the question; any beginning may be kept, so keep one token.
+                prompt_lengths = prompt_lengths.clamp(min=1)
                 behind = attention_mask.sum(dim=1) - prompt_lengths
-                if bool(((prompt_lengths > 0) & (behind > 0)).all()):
+                if bool((behind > 0).all()):
                     return self._encode_behind(input_ids, attention_mask, prompt_lengths.tolist(), self.store)
             input_ids, attention_mask = align_padding(input_ids, attention_mask, left=True)
             out = self._call(input_ids, attention_mask, keep=1, past_key_values=cache)

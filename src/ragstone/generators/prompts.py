@@ -4,6 +4,9 @@ For a seq2seq generator a context is ``prefix + title + title_sep + text + doc_s
 expect it. For a causal one it is the whole prompt up to the answer, *defined* as the concatenation of two pieces that are
 tokenised separately, header + passage | question + turn end, so that a passage's keys and values do not depend on what
 follows. Truncation cuts the passage, never the question.
+
+The null passage has neither title nor text. A seq2seq context keeps its separators all the same, a causal one leaves the
+whole passage part out, its wording too, and goes from the header straight to the question.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from torch import Tensor
 
 from ragstone.errors import InputError, ModelError
 
-__all__ = ["ContextBatch", "ContextBuilder", "PromptFormat", "pad_rows", "report_truncation"]
+__all__ = ["NULL_PASSAGE", "ContextBatch", "ContextBuilder", "PromptFormat", "pad_rows", "report_truncation"]
 
 logger = logging.getLogger(__name__)
+
+NULL_PASSAGE = ("", "")
+"""Neither title nor text: what the generator reads in the slot of the null passage (paper, appendix F)."""
 
 _CHARACTERS_PER_TOKEN = 100
 """No tokenizer turns fewer tokens than this fraction of a text's characters: longer text is cut before it is tokenised."""
@@ -192,6 +198,8 @@ class ContextBuilder:
         before, after = self._chat
         heads = [
             before + self.form.passage.replace("{passage}", self._plain("\n".join(filter(None, passage))))
+            if any(passage)
+            else before
             for _, passage in pairs
             if passage
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from ragstone.generators import Generator, PromptStore, generator_for, trim_padd
 from ragstone.generators.prompts import report_truncation
 from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.configuration import RagConfig
+from ragstone.models.null_passage import NullPassage
 from ragstone.models.outputs import RagInputs, RagOutput
 from ragstone.models.pretrained import RagPreTrainedModel, new_config
 from ragstone.models.protocols import Retriever
@@ -63,6 +66,7 @@ class RagModel(RagPreTrainedModel):
             generator = auto.from_config(config.generator)
         self._modules["question_encoder"] = question_encoder
         self._modules["generator"] = generator
+        self.null_passage = None if config.null_passage is None else NullPassage(config)
         self.log_score_scale: Parameter | None = None
         """log τ while τ is learnt; ``config.score_scale`` otherwise."""
         self._retriever: Retriever | None = None
@@ -96,12 +100,43 @@ class RagModel(RagPreTrainedModel):
             normalize=bool(self.config.question_encoder_normalize),
         )
 
+    @property
+    def tau(self) -> Any:
+        """τ: the one that is learnt if one is, else the config's."""
+        return self.config.tau if self.log_score_scale is None else self.log_score_scale.exp()
+
     def score_passages(self, question_vectors: Tensor, passage_vectors: Tensor, mask: Tensor | None = None) -> Tensor:
         """s = τ·(q·d): (B, D), (B, K, D) -> (B, K), with gradient to the question encoder; −inf where ``mask`` is false."""
         wide = torch.promote_types(question_vectors.dtype, torch.float32)
-        tau = self.config.tau if self.log_score_scale is None else self.log_score_scale.exp()
-        scores = torch.einsum("bd,bkd->bk", question_vectors.to(wide), passage_vectors.to(wide)) * tau
+        scores = torch.einsum("bd,bkd->bk", question_vectors.to(wide), passage_vectors.to(wide)) * self.tau
         return scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
+
+    def add_null_passage(self, scores: Tensor, question_vectors: Tensor) -> Tensor:
+        """Scores (B, K), question vectors (B, D) -> (B, K + 1), the null passage's last; as they are if there is none."""
+        if self.null_passage is None:
+            return scores
+        null = self.null_passage(question_vectors, self.tau)
+        return torch.cat([scores, null.to(scores.dtype).unsqueeze(1)], dim=1)
+
+    @torch.no_grad()
+    def start_null_passage(self, questions: Sequence[str], prior: float = 0.1) -> None:
+        """Begin with a null passage whose prior is about ``prior`` for questions such as these (B texts).
+
+        Call it before training, above all where vectors are not of unit length: the scale of their scores is not known
+        beforehand, and a null passage far below them learns nothing.
+        """
+        if self.null_passage is None:
+            raise InputError("The model has no null passage; set config.null_passage when it is made or loaded.")
+        if not 0 < prior < 1:
+            raise InputError(f"prior is {prior}; it must lie between 0 and 1.")
+        inputs = self._retrieve(None, None, questions, None)
+        assert inputs.question_vectors is not None
+        others = inputs.doc_scores[:, :-1].logsumexp(dim=1)
+        found = ~torch.isneginf(others)
+        if not found.any():
+            raise InputError("No passage was found for any of the questions; add documents to the knowledge base.")
+        wanted = others[found] + math.log(prior / (1 - prior))
+        self.null_passage.fit(inputs.question_vectors[found], float(self.tau), wanted)
 
     def prepare(
         self,
@@ -161,19 +196,28 @@ class RagModel(RagPreTrainedModel):
         input_ids = input_ids.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
         vectors = self.encode_questions(input_ids, attention_mask)
+        options: dict[str, Any] = {} if self.null_passage is None else {"null_passage": True}
         found = self._retriever(
             input_ids,
             vectors.detach().float().cpu().numpy(),
             n_docs=self.config.n_docs if n_docs is None else n_docs,
             return_tensors="pt",
             questions=questions,
+            **options,
         )
         report_truncation(found["truncated"], self.config.prompt_format().max_length)
         embeds = found["retrieved_doc_embeds"].to(device)
+        scores = self.score_passages(vectors, embeds, found["retrieved_doc_mask"].to(device))
+        if self.training and self.config.passage_dropout:
+            scores = drop_passages(scores, self.config.passage_dropout, all_may_fall=self.null_passage is not None)
+        scores = self.add_null_passage(scores, vectors)
+        mask = found["context_attention_mask"].to(device)
         return RagInputs(
             context_input_ids=found["context_input_ids"].to(device),
-            context_attention_mask=found["context_attention_mask"].to(device),
-            doc_scores=self.score_passages(vectors, embeds, found["retrieved_doc_mask"].to(device)),
+            context_attention_mask=mask.masked_fill(
+                torch.isneginf(scores).view(-1, 1), 0
+            ),  # what does not count is not read
+            doc_scores=scores,
             truncated=found["truncated"].to(device),
             retrieved_doc_embeds=embeds,
             retrieved_doc_ids=found["doc_ids"],
@@ -281,6 +325,15 @@ class RagModel(RagPreTrainedModel):
         if labels is not None:
             out.token_log_probs, out.scored = self.score_labels(logits, labels)
         return out
+
+
+def drop_passages(scores: Tensor, probability: float, *, all_may_fall: bool) -> Tensor:
+    """Passage dropout: each score (B, K) becomes −inf with ``probability``, but the best of a row if all would fall."""
+    dropped = torch.rand(scores.shape, device=scores.device) < probability
+    if not all_may_fall:
+        lost = (dropped | torch.isneginf(scores)).all(dim=1)
+        dropped[lost, scores[lost].argmax(dim=1)] = False
+    return scores.masked_fill(dropped, -torch.inf)
 
 
 def _check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:

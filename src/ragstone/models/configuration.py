@@ -17,6 +17,9 @@ __all__ = ["RagConfig"]
 UNIT_LENGTH_SCALE = 20.0
 """τ for encoders of unit length: 1/0.05, the temperature their own contrastive losses are trained with."""
 
+NULL_PASSAGES = ("bias", "embedding", "network")
+"""How the logit of the null passage can be modelled (paper, appendix F)."""
+
 RESERVED_FOR_ANSWER = 64
 """Positions of a causal model that a context leaves free for the answer."""
 
@@ -35,6 +38,9 @@ class RagConfig(TransformersRagConfig):
       (the published models are uncased), false otherwise;
     - ``prompt_system``, ``prompt_passage``, ``prompt_question``: the prompt of a causal generator, see
       :class:`ragstone.generators.prompts.PromptFormat`;
+    - ``null_passage`` (``bias | embedding | network``): one more slot, the last, in which the generator reads no passage,
+      and how its logit is modelled; see :class:`ragstone.models.null_passage.NullPassage`. None: there is none;
+    - ``passage_dropout``: the probability with which training leaves out each retrieved passage;
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
     - ``base_model``: what a checkpoint of adapters was trained on: a name, or a folder relative to it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
@@ -49,6 +55,8 @@ class RagConfig(TransformersRagConfig):
     prompt_system: str | None = None
     prompt_passage: str | None = None
     prompt_question: str | None = None
+    null_passage: str | None = None
+    passage_dropout: float = 0.0
     knowledge_base: str | None = None
     base_model: str | None = None
     ragstone_version: str | None = None
@@ -80,6 +88,13 @@ class RagConfig(TransformersRagConfig):
     def pooling(self) -> str:
         """How the question encoder's states become a vector: as configured, else as its family does it."""
         return self.question_encoder_pooling or ("pooler" if self.question_encoder.model_type == "dpr" else "mean")
+
+    @property
+    def question_width(self) -> int:
+        """D, of the question encoder's vectors."""
+        encoder = self.question_encoder
+        projected = encoder.projection_dim if encoder.model_type == "dpr" else 0
+        return int(projected or encoder.hidden_size)
 
     @property
     def causal(self) -> bool:
@@ -118,3 +133,9 @@ class RagConfig(TransformersRagConfig):
             raise InputError(f"n_docs is {self.n_docs}; it must be at least 1.")
         if self.score_scale is not None and not self.score_scale > 0:
             raise InputError(f"score_scale is {self.score_scale}; it must be positive.")
+        if self.null_passage not in (None, *NULL_PASSAGES):
+            raise InputError(
+                f"null_passage is {self.null_passage!r}; choose one of {', '.join(NULL_PASSAGES)}, or None."
+            )
+        if not 0 <= self.passage_dropout < 1:
+            raise InputError(f"passage_dropout is {self.passage_dropout}; it must be at least 0 and below 1.")

@@ -19,7 +19,8 @@ class RagOutput(ModelOutput):
     Attributes:
         loss: scalar, the mean of ``nll`` over the batch (its sum with ``reduce_loss``), label-smoothed if configured.
         nll: (B,) −log p(y|x), the sum over scored tokens, in nats.
-        doc_scores: (B, K), the logits s of the prior; −inf in an empty slot.
+        doc_scores: (B, K), the logits s of the prior; −inf in an empty slot. With a null passage, whose slot is the last,
+            there are K + 1 slots here and below, except of ``retrieved_doc_embeds`` and ``retrieved_doc_ids``.
         logits: only with ``output_logits``: marginal log-probabilities (B, T, V) for RAG-Token, each passage's own
             log-probabilities (B, K, T, V) for RAG-Sequence.
         token_log_probs: (B, K, T) log p(y_t|x,z,y_<t), 0 where a label is not scored.

@@ -17,6 +17,7 @@ from ragstone.encoders.precision import parse_dtype
 from ragstone.errors import InputError, ModelError
 from ragstone.models.adapters import base_of, load_trained
 from ragstone.models.configuration import RagConfig
+from ragstone.models.null_passage import NullPassage
 from ragstone.models.protocols import Retriever
 
 __all__ = ["RagPreTrainedModel", "new_config"]
@@ -110,7 +111,7 @@ class RagPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls: type[Model], name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of either model class, written by Ragstone or transformers; see ``PreTrainedModel``.
 
-        ``"local"`` names the default models that need no hub. A checkpoint of adapters is loaded into its base.
+        ``"local"`` names the default models that need no hub. A checkpoint of adapters is loaded into its base. Fields of the config can be replaced: ``null_passage="bias"`` adds a null passage to a checkpoint without one.
 
         Raises:
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
@@ -131,6 +132,8 @@ class RagPreTrainedModel(PreTrainedModel):
         if model.config.pooling != "pooler" and any("question_encoder.pooler." in name for name in missing):
             model.question_encoder.pooler = None  # the checkpoint was saved without one, which pooling does not need
             missing = [name for name in missing if "question_encoder.pooler." not in name]
+        if "null_passage" in kwargs or "config" in kwargs:  # added to a checkpoint that has none: it begins anew
+            missing = [name for name in missing if "null_passage." not in name]
         if missing:
             raise ModelError(
                 f"The checkpoint {str(name_or_path)!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
@@ -188,7 +191,9 @@ class RagPreTrainedModel(PreTrainedModel):
         self.generator.set_output_embeddings(new_embeddings)
 
     def _init_weights(self, module: Any) -> None:
-        """The parts initialise themselves; the body has no weights of its own."""
+        """The parts initialise themselves; the body has no weights of its own but the null passage's."""
+        if isinstance(module, NullPassage):
+            module.reset_parameters()
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Write ``config.json``, ``generation_config.json`` and safetensors weights; see ``PreTrainedModel``."""
@@ -202,10 +207,12 @@ class RagPreTrainedModel(PreTrainedModel):
 
 def _on_base(kind: type[Model], folder: Path, base: str, *args: Any, **kwargs: Any) -> Model:
     """The base of a checkpoint of adapters, with the adapters in its weights."""
+    saved = RagConfig.load(folder)
+    if saved.null_passage is not None:
+        kwargs["null_passage"] = saved.null_passage
     model = kind.from_pretrained(base_of(folder, base), *args, **kwargs)
     load_trained(model, folder)
-    saved = RagConfig.load(folder)
-    for name in set(RagConfig.__dataclass_fields__) - {"question_encoder", "generator", "base_model"}:
+    for name in set(RagConfig.__dataclass_fields__) - {"question_encoder", "generator", "base_model", *kwargs}:
         setattr(model.config, name, getattr(saved, name))
     return model
 

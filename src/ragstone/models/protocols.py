@@ -25,6 +25,7 @@ class Retriever(Protocol):
         return_tensors: str | None = None,
         *,
         questions: Sequence[str] | None = None,
+        null_passage: bool = False,
     ) -> BatchEncoding:
         """Retrieve K = ``n_docs`` passages for each of B questions and build their contexts.
 
@@ -35,6 +36,8 @@ class Retriever(Protocol):
             n_docs: K.
             return_tensors: ``"pt"`` for tensors, None for lists.
             questions: the B question texts, which win over decoding.
+            null_passage: write one more context for each question, the last, without a passage: contexts, ``truncated`` and
+                ``prompt_lengths`` then have K + 1 slots, the rest K. Passed only by models that have a null passage.
 
         Returns:
             ``context_input_ids`` and ``context_attention_mask`` (B·K, S), ``retrieved_doc_embeds`` (B, K, D),

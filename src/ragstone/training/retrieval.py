@@ -40,6 +40,7 @@ class TrainingRetriever:
         return_tensors: str | None = None,
         *,
         questions: Sequence[str] | None = None,
+        null_passage: bool = False,
     ) -> BatchEncoding:
         """See :class:`ragstone.models.Retriever`."""
         assert questions is not None
@@ -49,7 +50,8 @@ class TrainingRetriever:
         if self.options.with_positives:
             hits = [self._with_gold(question, row, k) for question, row in zip(questions, hits, strict=True)]
         width = question_hidden_states.shape[1]
-        return self.retriever.batch(questions, hits, k, width, prefix=prefix, return_tensors=return_tensors)
+        form: dict[str, Any] = {"prefix": prefix, "return_tensors": return_tensors, "null_passage": null_passage}
+        return self.retriever.batch(questions, hits, k, width, **form)
 
     def _with_gold(self, question: str, hits: list[Hit], k: int) -> list[Hit]:
         """The hits of a question, the last of which gives way to a gold passage if none is there."""
