@@ -1,7 +1,5 @@
 """The command line: what it prints, what it returns, what it leaves behind."""
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -9,65 +7,15 @@ import sys
 
 import pytest
 import torch
-from transformers.utils import logging
+from command import ragstone
 
-from ragstone.cli import main
 from ragstone.testing import TOY_PASSAGES, question_tokenizer, tiny_question_encoder, tiny_rag
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """An encoder folder and a RAG model folder whose question encoder it is."""
-    root = tmp_path_factory.mktemp("models")
-    tiny_question_encoder().save_pretrained(root / "encoder")
-    question_tokenizer().save_pretrained(root / "encoder")
-    model, tokenizer = tiny_rag("token", "bart")
-    model.save_pretrained(root / "rag")
-    tokenizer.save_pretrained(root / "rag")
-    return root
-
-
-@pytest.fixture
-def notes(tmp_path):
-    """A folder of files, one of which cannot be read."""
-    folder = tmp_path / "notes"
-    folder.mkdir()
-    for title, text in TOY_PASSAGES:
-        (folder / f"{title}.txt").write_text(text, encoding="utf-8")
-    (folder / "latin.txt").write_bytes("Zürich".encode("latin-1"))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def offline_and_unchanged(monkeypatch):
-    """No hub is asked, and the libraries' own logging is left as it was."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    verbosity = logging.get_verbosity()
-    yield
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
-
-
-def ragstone(*arguments, stdin=""):
-    """One call of the command line, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = main([str(argument) for argument in arguments])
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def in_its_own_process(*arguments, columns="100"):
     environment = {**os.environ, "COLUMNS": columns, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ragstone", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-@pytest.fixture
-def base(models, notes, tmp_path):
-    done = ragstone("index", notes, "--kb", tmp_path / "kb", "--encoder", models / "encoder", "--json")
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "kb", json.loads(done.stdout)
 
 
 def test_index_reports_what_it_did_and_does_nothing_twice(base, models, notes):

@@ -176,12 +176,17 @@ def ask(
 @app.command()
 def train(
     kb: Annotated[Path, typer.Argument(help="The knowledge base that passages are found in.")],
-    questions: Annotated[Path, typer.Argument(help="Questions with answers: jsonl, DPR's json or tsv, X.source + X.target.")],
-    out: Annotated[Path, typer.Option(help="Where the trained model goes; checkpoints lie in its folder checkpoints/.")],
+    questions: Annotated[
+        Path, typer.Argument(help="Questions with answers: jsonl, DPR's json or tsv, X.source + X.target.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Where the trained model goes; checkpoints lie in its folder checkpoints/.")
+    ],
     model: Annotated[str, typer.Option(help="Name or folder of the RAG model to start from.")] = "local",
     method: Annotated[Method | None, typer.Option(help="RAG-Token or RAG-Sequence.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="The paper's settings: paper-nq triviaqa webq trec msmarco jeopardy fever2 fever3.")
+        str | None,
+        typer.Option(help="The paper's settings: paper-nq triviaqa webq trec msmarco jeopardy fever2 fever3."),
     ] = None,
     dev: Annotated[Path | None, typer.Option(help="Questions to measure while training.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on this many questions at most.")] = None,
@@ -192,11 +197,13 @@ def train(
     with_positives: Annotated[
         bool, typer.Option("--with-positives", help="Put the gold passage in where it was not found.")
     ] = False,
-    freeze_question_encoder: Annotated[bool, typer.Option("--freeze-question-encoder", help="It does not learn.")] = False,
+    freeze_question_encoder: Annotated[
+        bool, typer.Option("--freeze-question-encoder", help="It does not learn.")
+    ] = False,
     freeze_generator: Annotated[bool, typer.Option("--freeze-generator", help="It does not learn.")] = False,
     lora_rank: Annotated[int, typer.Option(min=0, help="Rank of an adapter on the generator; 0 trains it whole.")] = 0,
     question_encoder_lora_rank: Annotated[int, typer.Option(min=0, help="The same for the question encoder.")] = 0,
-    lora_alpha: Annotated[float | None, typer.Option(help="Scale of the adapters [twice the rank].")] = None,
+    lora_alpha: Annotated[int | None, typer.Option(min=1, help="Scale of the adapters [twice the rank].")] = None,
     lora_dropout: Annotated[float, typer.Option(help="Dropout in front of the adapters.")] = 0.0,
     learn_score_scale: Annotated[bool, typer.Option("--learn-score-scale", help="τ learns too.")] = False,
     score_scale: Annotated[float | None, typer.Option(help="τ to start from.")] = None,
@@ -219,8 +226,12 @@ def train(
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
     ] = False,
     dev_metric: Annotated[str, typer.Option(help="What --dev is measured by: loss, exact_match, f1, …")] = "loss",
-    eval_every: Annotated[int | None, typer.Option(min=1, help="Measure --dev after so many updates, keep the best.")] = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="End after so many measurements without progress.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=1, help="Measure --dev after so many updates, keep the best.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many measurements without progress.")
+    ] = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Updates between checkpoints [100].")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Save a whole model in place of adapters.")] = False,
     seed: Annotated[int, typer.Option(help="Of order, answers, dropout and new weights.")] = 42,

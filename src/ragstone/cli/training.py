@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,11 +54,14 @@ def train_model(
     found = last_checkpoint(checkpoints)
     if found and not (resume or dry_run):
         raise InputError(f"{checkpoints} holds a run already; go on with it by --resume, or name another --out.")
-    with working("Loading the model"):
-        trainer = _trainer(
-            base, rows, dev_rows, model, method, known, options, config, arguments, eval_every, patience, checkpoints,
-            None if merge else model, device,
-        )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        if dry_run:  # transformers makes the folder at once
+            checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with working("Loading the model"):
+            trainer = _trainer(
+                base, rows, dev_rows, model, method, known, options, config, arguments, eval_every, patience, checkpoints,
+                None if merge else model, device,
+            )  # fmt: skip
     plan = _plan(trainer, preset_name, known)
     if dry_run:
         with working("Measuring two steps"):
@@ -122,12 +127,13 @@ def _trainer(
             "eval_strategy": "steps", "eval_steps": eval_every, "save_steps": eval_every, "load_best_model_at_end": True,
             "metric_for_best_model": chosen.dev_metric, "greater_is_better": not best, "save_total_limit": 2,
         }  # fmt: skip
+    if settings.get("gradient_checkpointing"):
+        settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     args = TrainingArguments(
         output_dir=str(checkpoints),
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=rag.model.device.type == "cpu",
         **settings,
     )
@@ -196,7 +202,13 @@ def _print_plan(plan: dict[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "".join(f"\n    {key}: {entry}" for key, entry in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _progress(progress: Any, steps: int) -> Any:
@@ -213,4 +225,3 @@ def _progress(progress: Any, steps: int) -> Any:
                 err.print(f"step {state.global_step}  {line}")
 
     return Bar()
-

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from ragstone.errors import MissingExtraError, ModelError
 
@@ -35,7 +36,9 @@ def base_of(folder: Path, base: str) -> str:
     if (folder / base).is_dir():
         return str(folder / base)
     if base.startswith((".", "/")):
-        raise ModelError(f"{folder} was trained on the model in {base!r}, which is not there; put it back, or edit base_model.")
+        raise ModelError(
+            f"{folder} was trained on the model in {base!r}, which is not there; put it back, or edit base_model."
+        )
     return base
 
 
@@ -55,7 +58,9 @@ def load_trained(model: Any, folder: Path) -> None:
         weights = _read(others)
         unknown = set(weights) - set(model.state_dict())
         if unknown:
-            raise ModelError(f"{others} holds {min(unknown)!r}, which its base model does not have; name the right base.")
+            raise ModelError(
+                f"{others} holds {min(unknown)!r}, which its base model does not have; name the right base."
+            )
         model.load_state_dict(weights, strict=False)
 
 
@@ -78,19 +83,19 @@ def _merge(part: Any, folder: Path) -> None:
     for name in sorted(name for name in weights if name.endswith(".lora_A.weight")):
         target = name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
         down, up = weights[name].float(), weights[name.replace(".lora_A.", ".lora_B.")].float()
-        weight = getattr(modules.get(target), "weight", None)
-        if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+        module, change = modules.get(target), scale * up @ down
+        if isinstance(module, Conv1D):  # GPT-2's linear layer, transposed
+            change = change.T
+        if module is None or module.weight.shape != change.shape:
             raise ModelError(f"The adapter {folder} changes {target!r}, which its base does not have in that shape.")
-        weight += (scale * up @ down).to(weight)
+        module.weight += change.to(module.weight)
 
 
 def _merge_with_peft(part: Any, folder: Path) -> None:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise MissingExtraError(
-            f'The adapter {folder} needs peft: run `pip install "ragstone[training]"`.'
-        ) from error
+        raise MissingExtraError(f'The adapter {folder} needs peft: run `pip install "ragstone[training]"`.') from error
     PeftModel.from_pretrained(part, str(folder)).merge_and_unload()
 
 

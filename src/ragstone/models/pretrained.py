@@ -111,7 +111,8 @@ class RagPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls: type[Model], name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of either model class, written by Ragstone or transformers; see ``PreTrainedModel``.
 
-        ``"local"`` names the default models that need no hub. A checkpoint of adapters is loaded into its base. Fields of the config can be replaced: ``null_passage="bias"`` adds a null passage to a checkpoint without one.
+        ``"local"`` names the default models that need no hub. A checkpoint of adapters is loaded into its base.
+        Fields of the config can be replaced: ``null_passage="bias"`` adds a null passage to a checkpoint without one.
 
         Raises:
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
@@ -126,6 +127,8 @@ class RagPreTrainedModel(PreTrainedModel):
         try:
             with quiet():
                 model, report = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        except InputError:  # a field that cannot be
+            raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"The checkpoint {str(name_or_path)!r} cannot be loaded: {error}") from error
         missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})

@@ -45,7 +45,7 @@ class TrainingOptions:
     train_generator: bool = True
     lora_rank: int = 0
     question_encoder_lora_rank: int = 0
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     lora_dropout: float = 0.0
     learn_score_scale: bool = False
     question_encoder_learning_rate: float | None = None

@@ -33,10 +33,16 @@ def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[st
         part = getattr(model, name)
         part.requires_grad_(learns[name])
         if learns[name] and part.dtype != torch.float32 and not ranks[name]:
-            raise InputError(f"The {name} is in {part.dtype}; load it with dtype='float32' to train it, and pass bf16=True.")
+            raise InputError(
+                f"The {name} is in {part.dtype}; load it with dtype='float32' to train it, and pass bf16=True."
+            )
         if learns[name] and ranks[name]:
             adapted[name] = _adapt(part, ranks[name], options)
-    if options.train_question_encoder and model.config.pooling != "pooler" and getattr(model.question_encoder, "pooler", None):
+    if (
+        options.train_question_encoder
+        and model.config.pooling != "pooler"
+        and getattr(model.question_encoder, "pooler", None)
+    ):
         model.question_encoder.pooler.requires_grad_(False)  # it takes no part in the vectors
     if options.learn_score_scale:
         tau = torch.tensor(math.log(model.config.tau), device=model.question_encoder.device)
@@ -51,10 +57,10 @@ def _adapt(part: Any, rank: int, options: TrainingOptions) -> Any:
         raise MissingExtraError('Adapters need peft: run `pip install "ragstone[training]"`.') from error
     settings = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
+        lora_alpha=options.lora_alpha or 2 * rank,
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
-        exclude_modules=["pooler.dense"],
+        exclude_modules=["pooler.dense"] if getattr(part, "pooler", None) is not None else None,
     )
     return get_peft_model(part, settings)
 

@@ -66,6 +66,9 @@ class RagTrainer(Trainer):
         InputError: no question, or options that do not fit.
     """
 
+    optimizer: Any
+    control: Any
+
     def __init__(
         self,
         model: RagForGeneration,
@@ -206,7 +209,8 @@ class RagTrainer(Trainer):
         from ragstone.evaluation import evaluate
 
         training = self.model.retriever
-        rag = RagPipeline(self.model, self.rag_tokenizer, self.plain_retriever.index)
+        rag = RagPipeline(self.model, self.rag_tokenizer)
+        rag.retriever = self.plain_retriever
         try:
             found = evaluate(
                 rag,

@@ -1,0 +1,96 @@
+"""``ragstone train``: the plan, a run, its end, and what is refused."""
+
+import json
+
+import pytest
+from command import ragstone
+
+from ragstone import RagPipeline
+from ragstone.training.presets import PRESETS, SOURCES
+
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+
+QUESTIONS = [
+    {"question": "who wrote Hamlet?", "answers": ["Shakespeare", "William Shakespeare"]},
+    {"question": "capital of France", "answers": ["Paris"]},
+    {"question": "who discovered radium", "answers": ["Marie Curie"]},
+]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def train(base, models, questions, tmp_path):
+    def run(*arguments):
+        given = [base[0], questions, "--model", models / "rag", "--out", tmp_path / "out", "-k", 2, "--batch-size", 2]
+        return ragstone("train", *given, *arguments)
+
+    return run
+
+
+def test_a_model_is_trained_saved_and_asked(train, base, tmp_path, questions):
+    done = train("--steps", 3, "--lora-rank", 2, "--dev", questions, "--eval-every", 1, "--patience", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["steps"] == 3
+    assert summary["eval_loss"] > 0
+    rag = RagPipeline.from_pretrained(tmp_path / "out", knowledge_base=base[0])
+    assert rag.model.config.n_docs == 2
+    assert len(rag("capital of France", max_new_tokens=3).passages) == 2
+
+
+def test_a_dry_run_prints_the_plan_with_measured_time_and_writes_nothing(train, tmp_path):
+    done = train("--epochs", 10, "--dry-run", "--json", "--null-passage", "bias")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["steps"] == 20
+    assert plan["seconds a step"] > 0
+    assert plan["memory in GB"] > 0
+    assert not (tmp_path / "out").exists()
+    assert "learning rate" in train("--steps", 1, "--dry-run").stderr
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_what_the_paper_sets_and_names_its_source(train, name):
+    done = train("--preset", name, "--dry-run", "--json", "--test-k", 3)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["learning rate"] == 3e-5
+    assert plan["label smoothing"] == 0.1
+    assert plan["options"]["test_k"] == 3, "what is said on the command line wins"
+    assert set(PRESETS[name].__dataclass_fields__) <= {word.strip() for key in SOURCES for word in key.split(",")} | {
+        "test_k_sequence",
+        "test_k_token",
+    }
+
+
+def test_a_second_run_into_the_same_folder_goes_on_or_is_refused(train, tmp_path):
+    assert train("--steps", 2, "--save-every", 1).returncode == 0
+    again = train("--steps", 4, "--save-every", 1)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    done = train("--steps", 4, "--save-every", 1, "--resume", "--json")
+    assert json.loads(done.stdout)["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--preset", "paper"], "no preset"),
+        (["--eval-every", "1"], "--dev"),
+        (["--answers", "most"], "answers"),
+        (["--freeze-generator", "--freeze-question-encoder"], "Nothing is left"),
+        (["--null-passage", "empty"], "null_passage"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(train, wrong, said):
+    done = train("--steps", 1, *wrong)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
