@@ -131,14 +131,15 @@ def parts(kind: str, tiny: bool, seed: int) -> tuple[Any, Any]:
 class Passages:
     """The retriever of both sides: B questions, K random contexts each, and the scores that they are to have."""
 
-    def __init__(self, work: Work, generator: Any, tiny: bool, seed: int) -> None:
+    def __init__(self, work: Work, generator: Any, tiny: bool, seed: int, lengths: Any = (150, 175)) -> None:
         make = torch.Generator().manual_seed(seed)
-        shortest, longest, self.width = (20, 25, 40) if tiny else (150, 175, 300)
+        shortest, longest, self.width = (20, 25, 40) if tiny else (*lengths, 300)
         shape = work.batch, work.k
         self.questions = torch.randint(100, 900, (work.batch, QUESTION_TOKENS), generator=make)
         ids = torch.randint(100, generator.config.vocab_size, (*shape, self.width), generator=make)
-        lengths = torch.randint(shortest, longest + 1, (*shape, 1), generator=make)
-        self.mask = (torch.arange(self.width) < lengths).long()
+        self.mask = (
+            torch.arange(self.width) < torch.randint(shortest, longest + 1, (*shape, 1), generator=make)
+        ).long()
         self.ids = ids.masked_fill(self.mask == 0, generator.config.pad_token_id)
         self.scores = torch.linspace(1, 0, work.k).expand(shape)
         if work.peaked:

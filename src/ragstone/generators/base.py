@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ragstone.errors import ModelError
 from ragstone.generators.attention import ATTENTION, RowGroups, rows_grouped, select_shared
+from ragstone.generators.head import head_input, project, without_head
 from ragstone.generators.packing import accelerated, can_share, is_accelerated
 from ragstone.marginal import label_log_probs
 
@@ -127,6 +128,18 @@ class Generator(ABC):
     ) -> Tensor:
         """One differentiable pass that keeps nothing: contexts (N, S), labels (N, T) -> logits (N, T, V)."""
 
+    def label_hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, decoder_input_ids: Tensor | None = None
+    ) -> Tensor | None:
+        """What the output layer would make :meth:`logits` of: (N, T, ·), with gradient.
+
+        None where the model's output layer cannot be told apart (see :func:`ragstone.generators.head.head_input`).
+        """
+        if not labels.shape[1]:
+            return None
+        hidden = head_input(self.model, lambda: self.logits(input_ids, attention_mask, labels, decoder_input_ids))
+        return None if hidden is None else hidden[:, -labels.shape[1] :]
+
     @abstractmethod
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
@@ -228,13 +241,13 @@ class Generator(ABC):
         if labels.shape[1] > 1:
             with self.accelerated():
                 state = self._begin(contexts, rows, share=self._shares(), fresh=False)
-                with _grouped(state), _without_head(self.model) as seen:
+                with _grouped(state), without_head(self.model) as seen:
                     self._forward(state, rest[:, :-1], keep=0)
                 wanted = counts[:, 1:]
                 hidden, targets = seen[0][wanted], labels[:, 1:][wanted]
                 block = max(_LOGITS_PER_BLOCK // first.shape[1], 1)
                 parts = [
-                    label_log_probs(_project(self.model, h).unsqueeze(-2), t.unsqueeze(-1)).squeeze(-1)
+                    label_log_probs(project(self.model, h).unsqueeze(-2), t.unsqueeze(-1)).squeeze(-1)
                     for h, t in zip(torch.split(hidden, block), torch.split(targets, block), strict=True)
                 ]
                 scores[:, 1:][wanted] = torch.cat(parts).to(wide) if parts else scores.new_zeros(0)
@@ -317,57 +330,32 @@ def _separates(generator: Generator) -> bool:
 
 
 def _try(generator: Generator) -> _Traits:
-    """Two contexts of two tokens with two rows each: sharing and projecting apart must give what copying gives."""
+    """Two contexts of two tokens with two rows each: sharing must give what copying gives."""
     model, device = generator.model, generator.model.device
     vocabulary = model.get_output_embeddings().weight.shape[0]
     ids = torch.tensor([[3, 4], [5, 3]], device=device) % vocabulary
     rows = torch.tensor([0, 0, 1, 1], device=device)
     tokens = torch.tensor([[4], [3], [5], [4]], device=device) % vocabulary
 
-    def logits(*, share: bool, apart: bool = False) -> Tensor:
+    def logits(*, share: bool) -> Tensor:
         state = generator._begin(contexts, rows, share=share, fresh=False)
         with _grouped(state):
-            if not apart:
-                return generator._forward(state, tokens, keep=0)
-            with _without_head(model) as seen:
-                generator._forward(state, tokens, keep=0)
-        return _project(model, seen[0])
+            return generator._forward(state, tokens, keep=0)
 
-    def equal(other: Any) -> bool:
+    def succeeds(trial: Callable[[], bool]) -> bool:
         try:
-            distance = (other() - expected).norm() / expected.norm()
+            return trial()
         except Exception:  # whatever such a model does not know
             return False
-        return bool(distance < _CLOSE.get(expected.dtype, 0.05))
+
+    def equal() -> bool:
+        return bool((logits(share=True) - expected).norm() < _CLOSE.get(expected.dtype, 0.05) * expected.norm())
 
     contexts = generator.encode(ids, torch.ones_like(ids))
     expected = logits(share=False)
     with accelerated(model):
-        shares = can_share(model) and is_accelerated(model) and equal(lambda: logits(share=True))
-    return _Traits(shares, equal(lambda: logits(share=False, apart=True)))
-
-
-@contextmanager
-def _without_head(model: Any) -> Iterator[list[Tensor]]:
-    """Inside, the output layer computes nothing, and the list receives what it was given."""
-    seen: list[Tensor] = []
-
-    def intercept(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(inputs[0])
-        return (inputs[0][:, :0],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(intercept)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def _project(model: Any, hidden: Tensor) -> Tensor:
-    """The logits that ``model`` makes of what its output layer is given: (…, ·) -> (…, V)."""
-    logits = model.get_output_embeddings()(hidden)
-    bias = getattr(model, "final_logits_bias", None)
-    return logits if bias is None else logits + bias
+        shares = can_share(model) and is_accelerated(model) and succeeds(equal)
+    return _Traits(shares, succeeds(lambda: generator.label_hidden(ids, torch.ones_like(ids), ids) is not None))
 
 
 def _block(logits: Tensor) -> int:

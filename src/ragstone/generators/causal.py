@@ -33,7 +33,9 @@ class CausalGenerator(Generator):
             raise ModelError(
                 f"{type(model).__name__} keeps a recurrent state instead of keys and values; use a model with attention."
             )
-        self._names = frozenset(inspect.signature(model.forward).parameters)
+        # An adapter's wrapper passes on what it does not name itself.
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._names = frozenset(inspect.signature(inner.forward).parameters)
 
     @property
     def start_token_id(self) -> None:

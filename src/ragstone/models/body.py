@@ -24,12 +24,12 @@ from ragstone.encoders import embed
 from ragstone.errors import InputError
 from ragstone.generators import Generator, PromptStore, generator_for, trim_padding
 from ragstone.generators.prompts import report_truncation
-from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.configuration import RagConfig
 from ragstone.models.null_passage import NullPassage
 from ragstone.models.outputs import RagInputs, RagOutput
 from ragstone.models.pretrained import RagPreTrainedModel, new_config
 from ragstone.models.protocols import Retriever
+from ragstone.models.targets import check_tokens, score_targets, target_logits
 
 __all__ = ["RagModel"]
 
@@ -92,6 +92,9 @@ class RagModel(RagPreTrainedModel):
         if attention_mask is None:
             pad = self.config.question_encoder.pad_token_id
             attention_mask = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        real = attention_mask.bool().any(dim=0).nonzero()
+        width = int(real[-1]) + 1 if len(real) else 1  # of the longest question: padding behind it is not read
+        input_ids, attention_mask = input_ids[:, :width], attention_mask[:, :width]
         return embed(
             self.question_encoder,
             input_ids,
@@ -255,7 +258,7 @@ class RagModel(RagPreTrainedModel):
                 f"context_input_ids has shape {tuple(context_input_ids.shape)} but context_attention_mask has "
                 f"{tuple(context_attention_mask.shape)}; pass masks of the same shape."
             )
-        _check_tokens("context_input_ids", context_input_ids, self.get_input_embeddings().weight.shape[0])
+        check_tokens("context_input_ids", context_input_ids, self.get_input_embeddings().weight.shape[0])
         return RagInputs(context_input_ids, context_attention_mask, doc_scores)
 
     def contexts(self, inputs: RagInputs) -> Contexts:
@@ -263,40 +266,6 @@ class RagModel(RagPreTrainedModel):
         lengths = inputs.prompt_lengths if self.config.causal else None
         lengths = None if lengths is None else lengths.to(inputs.doc_scores.device).flatten()
         return Contexts(self.adapter(), inputs.context_input_ids, inputs.context_attention_mask, lengths)
-
-    def target_logits(self, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
-        """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""
-        batch, passages = inputs.doc_scores.shape
-        if labels.dim() != 2 or labels.shape[0] != batch:
-            raise InputError(
-                f"labels has shape {tuple(labels.shape)} for {batch} questions; pass (B, T), one row each."
-            )
-        vocabulary = self.get_output_embeddings().weight.shape[0]
-        _check_tokens("labels", labels[labels != IGNORED], vocabulary)
-        if decoder_input_ids is not None:
-            if decoder_input_ids.shape != labels.shape:
-                raise InputError(
-                    f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)} but labels {tuple(labels.shape)}; "
-                    "pass one input for each label."
-                )
-            _check_tokens("decoder_input_ids", decoder_input_ids, vocabulary)
-        # Flattened here to (B·K, …): the generator knows nothing of passages.
-        repeat = None if decoder_input_ids is None else decoder_input_ids.repeat_interleave(passages, dim=0)
-        logits = self.adapter().logits(
-            inputs.context_input_ids, inputs.context_attention_mask, labels.repeat_interleave(passages, dim=0), repeat
-        )
-        return logits.view(batch, passages, *logits.shape[1:])
-
-    def scored_labels(self, labels: Tensor) -> Tensor:
-        """Which labels (B, T) count: never −100, nor padding where the padding token is not also EOS."""
-        adapter = self.adapter()
-        return scored_tokens(labels, pad_token_id=adapter.pad_token_id, eos_token_id=list(adapter.eos_token_ids))
-
-    def score_labels(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, T, V), labels (B, T) -> log p(y_t|x,z,y_<t) (B, K, T), 0 where not scored, and what is scored."""
-        scored = self.scored_labels(labels)
-        log_probs = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:-1]))
-        return log_probs.masked_fill(~scored.unsqueeze(1), 0.0), scored
 
     def forward(
         self,
@@ -321,9 +290,10 @@ class RagModel(RagPreTrainedModel):
         targets = decoder_input_ids if labels is None else labels
         if targets is None:
             return out
-        out.logits = logits = self.target_logits(inputs, targets, decoder_input_ids)
+        out.logits = logits = target_logits(self.adapter(), inputs, targets, decoder_input_ids)
         if labels is not None:
-            out.token_log_probs, out.scored = self.score_labels(logits, labels)
+            scores = score_targets(self.adapter(), inputs, labels, decoder_input_ids, logits=logits)
+            out.token_log_probs, out.scored = scores.log_probs, scores.scored
         return out
 
 
@@ -334,15 +304,6 @@ def drop_passages(scores: Tensor, probability: float, *, all_may_fall: bool) -> 
         lost = (dropped | torch.isneginf(scores)).all(dim=1)
         dropped[lost, scores[lost].argmax(dim=1)] = False
     return scores.masked_fill(dropped, -torch.inf)
-
-
-def _check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
-    wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
-    if wrong.numel():
-        raise InputError(
-            f"{name} hold the token {int(wrong[0])}, but the generator knows {vocabulary}; make them with the "
-            "generator's tokenizer (tokenizer(text_target=…))."
-        )
 
 
 def _new_question_encoder(config: PreTrainedConfig) -> PreTrainedModel:

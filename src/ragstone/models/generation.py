@@ -29,6 +29,7 @@ from ragstone.models.configuration import RagConfig
 from ragstone.models.outputs import RagOutput
 from ragstone.models.pretrained import RagPreTrainedModel
 from ragstone.models.protocols import Retriever
+from ragstone.models.targets import score_targets, target_logits
 
 __all__ = ["RagForGeneration", "RagSequenceForGeneration", "RagTokenForGeneration"]
 
@@ -98,16 +99,19 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         targets = decoder_input_ids if labels is None else labels
         if targets is None:
             return out
-        logits = self.rag.target_logits(inputs, targets, decoder_input_ids)
+        adapter, prior, logits = self.rag.adapter(), inputs.log_prior, None
         if output_logits or labels is None:
-            out.logits = self._log_probs(inputs.log_prior, logits)
+            logits = target_logits(adapter, inputs, targets, decoder_input_ids)
+            out.logits = self._log_probs(prior, logits)
         if labels is None:
             return out
-        out.token_log_probs, scored = self.rag.score_labels(logits, labels)
-        out.scored = scored
-        out.nll = loss = -self._log_likelihood(inputs.log_prior, out.token_log_probs, scored)
-        if config.label_smoothing:
-            loss = smoothed_loss(loss, self._uniform_nll(inputs.log_prior, logits, scored), config.label_smoothing)
+        uniform = self._uniform_log_probs if config.label_smoothing else None
+        scores = score_targets(adapter, inputs, labels, decoder_input_ids, uniform=uniform, logits=logits)
+        out.token_log_probs, out.scored = scores.log_probs, scores.scored
+        out.nll = loss = -self._log_likelihood(prior, scores.log_probs, scores.scored)
+        if scores.uniform is not None:
+            uniform_nll = -self._log_likelihood(prior, scores.uniform, scores.scored)
+            loss = smoothed_loss(loss, uniform_nll, config.label_smoothing)
         out.loss = loss.sum() if (config.reduce_loss if reduce_loss is None else reduce_loss) else loss.mean()
         return out
 
@@ -182,8 +186,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
 
     @staticmethod
     @abstractmethod
-    def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
-        """The NLL of a uniform target, for label smoothing: (B, K), (B, K, T, V), (B, T) -> (B,)."""
+    def _uniform_log_probs(prior: Tensor, logits: Tensor) -> Tensor:
+        """What takes the place of log p(y_t|…) for a uniform target: P positions (P, K), (P, K, V) -> (P, K)."""
 
     @staticmethod
     @abstractmethod
@@ -208,8 +212,8 @@ class RagSequenceForGeneration(RagForGeneration):
         return log_probs(logits)
 
     @staticmethod
-    def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
-        return -sequence_log_likelihood(prior, mean_log_probs(logits), scored)
+    def _uniform_log_probs(prior: Tensor, logits: Tensor) -> Tensor:
+        return mean_log_probs(logits)
 
     @staticmethod
     def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -240,9 +244,10 @@ class RagTokenForGeneration(RagForGeneration):
         return marginal_next_token(prior, flat).view(batch, length, vocabulary)
 
     @staticmethod
-    def _uniform_nll(prior: Tensor, logits: Tensor, scored: Tensor) -> Tensor:
-        mean = RagTokenForGeneration._log_probs(prior, logits).mean(dim=-1)
-        return -mean.masked_fill(~scored, 0.0).sum(dim=-1)
+    def _uniform_log_probs(prior: Tensor, logits: Tensor) -> Tensor:
+        # Of the marginal: the same under every passage, so that the sum over passages, whose prior is 1 in all, leaves it.
+        mean = marginal_next_token(prior, log_probs(logits)).mean(dim=-1, keepdim=True)
+        return mean.expand_as(prior)
 
     @staticmethod
     def _posteriors(prior: Tensor, token_log_probs: Tensor, scored: Tensor) -> tuple[Tensor, Tensor | None]:

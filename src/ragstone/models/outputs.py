@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 
 from ragstone.marginal import log_prior
 
-__all__ = ["RagInputs", "RagOutput"]
+__all__ = ["RagInputs", "RagOutput", "TargetScores"]
 
 
 @dataclass
@@ -44,6 +44,19 @@ class RagOutput(ModelOutput):
     retrieved_doc_embeds: Tensor | None = None
     retrieved_doc_ids: list[list[str]] | None = None
     question_encoder_last_hidden_state: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """What the generator says of targets, before passages are summed out.
+
+    ``scored`` is (B, T) bool, the labels that count, ``log_probs`` (B, K, T) log p(y_t|x,z,y_<t) and ``uniform`` (B, K, T)
+    the log-probability of a uniform target, where it was asked for; both are 0 where a label is not scored.
+    """
+
+    scored: Tensor
+    log_probs: Tensor
+    uniform: Tensor | None = None
 
 
 @dataclass

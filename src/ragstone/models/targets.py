@@ -1,0 +1,106 @@
+"""Targets under each passage: checked, and scored with gradient before passages are summed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ragstone.errors import InputError
+from ragstone.generators import Generator
+from ragstone.generators.head import score_in_blocks
+from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
+from ragstone.models.outputs import RagInputs, TargetScores
+
+__all__ = ["check_tokens", "score_targets", "target_logits"]
+
+
+def target_logits(
+    generator: Generator, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None = None
+) -> Tensor:
+    """Logits of ``labels`` (B, T) under each passage, with gradient: (B, K, T, V)."""
+    _check(generator, inputs, labels, decoder_input_ids)
+    logits = generator.logits(*_flattened(inputs, labels, decoder_input_ids))
+    return logits.view(*inputs.doc_scores.shape, *logits.shape[1:])
+
+
+def score_targets(
+    generator: Generator,
+    inputs: RagInputs,
+    labels: Tensor,
+    decoder_input_ids: Tensor | None = None,
+    *,
+    uniform: Callable[[Tensor, Tensor], Tensor] | None = None,
+    logits: Tensor | None = None,
+) -> TargetScores:
+    """Score ``labels`` (B, T) under each passage, with gradient. Logits are made of scored labels alone, and not kept.
+
+    Args:
+        generator: the adapter.
+        inputs: contexts and scores.
+        labels: (B, T); never scored are −100, and padding where the padding token is not also EOS.
+        decoder_input_ids: (B, T), replaces the shifted labels (seq2seq only).
+        uniform: the log-probabilities of a uniform target, if they are wanted: log p(z|x) (P, K) and logits (P, K, V) of P
+            positions -> (P, K).
+        logits: (B, K, T, V), if they were made already.
+    """
+    _check(generator, inputs, labels, decoder_input_ids)
+    scored = scored_tokens(labels, pad_token_id=generator.pad_token_id, eos_token_id=list(generator.eos_token_ids))
+    question, token = places = scored.nonzero(as_tuple=True)
+    hidden = None
+    if logits is None:
+        length = int(token.max()) + 1 if len(token) else 1  # nothing is computed behind the last scored label
+        used = (labels[:, :length], None if decoder_input_ids is None else decoder_input_ids[:, :length])
+        hidden = generator.label_hidden(*_flattened(inputs, *used))
+        if hidden is None:
+            logits = target_logits(generator, inputs, *used)
+
+    def score(logits: Tensor, labels: Tensor, prior: Tensor) -> tuple[Tensor, ...]:
+        found = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:2]))
+        return (found,) if uniform is None else (found, uniform(prior, logits))
+
+    values = labels[places], inputs.log_prior[question]
+    if hidden is None:
+        assert logits is not None
+        found = score(logits[question, :, token], *values)
+    else:
+        states = hidden.view(*inputs.doc_scores.shape, *hidden.shape[1:])
+        found = score_in_blocks(generator.model, score, states[question, :, token], *values)
+    by_label = (part.new_zeros(*labels.shape, part.shape[1]).index_put(places, part).transpose(1, 2) for part in found)
+    return TargetScores(scored, *by_label)
+
+
+def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
+    """Refuse ``tokens`` that a vocabulary of that size does not hold."""
+    wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if wrong.numel():
+        raise InputError(
+            f"{name} hold the token {int(wrong[0])}, but the generator knows {vocabulary}; make them with the "
+            "generator's tokenizer (tokenizer(text_target=…))."
+        )
+
+
+def _check(generator: Generator, inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None) -> None:
+    batch = inputs.doc_scores.shape[0]
+    if labels.dim() != 2 or labels.shape[0] != batch:
+        raise InputError(f"labels has shape {tuple(labels.shape)} for {batch} questions; pass (B, T), one row each.")
+    vocabulary = generator.model.get_output_embeddings().weight.shape[0]
+    check_tokens("labels", labels[labels != IGNORED], vocabulary)
+    if decoder_input_ids is not None:
+        if decoder_input_ids.shape != labels.shape:
+            raise InputError(
+                f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)} but labels {tuple(labels.shape)}; "
+                "pass one input for each label."
+            )
+        check_tokens("decoder_input_ids", decoder_input_ids, vocabulary)
+
+
+def _flattened(
+    inputs: RagInputs, labels: Tensor, decoder_input_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Contexts, labels and decoder inputs as (B·K, …): the generator knows nothing of passages."""
+    passages = inputs.doc_scores.shape[1]
+    labels = labels.repeat_interleave(passages, dim=0)
+    if decoder_input_ids is not None:
+        decoder_input_ids = decoder_input_ids.repeat_interleave(passages, dim=0)
+    return inputs.context_input_ids, inputs.context_attention_mask, labels, decoder_input_ids
