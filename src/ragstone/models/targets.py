@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ragstone.errors import InputError
-from ragstone.generators import Generator
+from ragstone.generators import Generator, trim_padding
 from ragstone.generators.head import score_in_blocks
 from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.outputs import RagInputs, TargetScores
+
+_TOKENS_AT_A_TIME, _MANY_TOKENS = {"cpu": 1024}, 2**15
+"""Tokens of context that a device needs at a time to work at its best rate."""
 
 __all__ = ["check_tokens", "score_targets", "target_logits"]
 
@@ -51,7 +55,7 @@ def score_targets(
     if logits is None:
         length = int(token.max()) + 1 if len(token) else 1  # nothing is computed behind the last scored label
         used = (labels[:, :length], None if decoder_input_ids is None else decoder_input_ids[:, :length])
-        hidden = generator.label_hidden(*_flattened(inputs, *used))
+        hidden = _label_hidden(generator, *_flattened(inputs, *used))
         if hidden is None:
             logits = target_logits(generator, inputs, *used)
 
@@ -68,6 +72,34 @@ def score_targets(
         found = score_in_blocks(generator.model, score, states[question, :, token], *values)
     by_label = (part.new_zeros(*labels.shape, part.shape[1]).index_put(places, part).transpose(1, 2) for part in found)
     return TargetScores(scored, *by_label)
+
+
+def _label_hidden(
+    generator: Generator, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, decoder_input_ids: Tensor | None
+) -> Tensor | None:
+    """What :meth:`Generator.label_hidden` gives, from contexts of like lengths at a time: padding costs like text."""
+    lengths = attention_mask.sum(dim=1)
+    order = lengths.argsort()
+    parts = []
+    for rows in order.split(_rows_at_a_time(lengths[order].tolist(), input_ids.device.type)):
+        ids, mask = trim_padding(input_ids[rows], attention_mask[rows])
+        given = None if decoder_input_ids is None else decoder_input_ids[rows]
+        hidden = generator.label_hidden(ids, mask, labels[rows], given)
+        if hidden is None:
+            return None
+        parts.append(hidden)
+    return torch.cat(parts)[order.argsort()]
+
+
+def _rows_at_a_time(lengths: list[int], device: str) -> list[int]:
+    """How many of the rows, sorted by length, make each part: as few parts as hold enough tokens to keep a device busy."""
+    sizes, rows = [], 0
+    for length in lengths:
+        rows += 1
+        if rows * length >= _TOKENS_AT_A_TIME.get(device, _MANY_TOKENS):
+            sizes.append(rows)
+            rows = 0
+    return sizes + [rows] if rows else sizes
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:

@@ -105,18 +105,17 @@ class RagTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Questions, and the answers that this step trains on, as the model takes them."""
         rows = [(n, q, answer) for n, q in enumerate(inputs["rows"]) for answer in self._answers(q)]
-        texts = [q.question for _, q, _ in rows]
-        batch = self.rag_tokenizer.prepare_seq2seq_batch(
-            texts,
-            [answer for _, _, answer in rows],
-            max_target_length=self.options.max_target_length,
-            return_tensors="pt",
-        )
-        prepared = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-        prepared["questions"] = texts
+        prepared = self._batch([q.question for _, q, _ in rows], [answer for _, _, answer in rows])
         if self.options.answers == "all":
             prepared["groups"] = torch.tensor([n for n, _, _ in rows], device=self.args.device)
         return prepared
+
+    def _batch(self, questions: list[str], answers: list[str]) -> dict[str, Any]:
+        length = self.options.max_target_length
+        targets = self.rag_tokenizer(
+            text_target=answers, padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )
+        return {"questions": questions, "labels": targets["labels"].to(self.args.device)}
 
     def _answers(self, question: Question) -> Sequence[str]:
         if self.options.answers == "all":
@@ -194,14 +193,9 @@ class RagTrainer(Trainer):
         size, losses = self.args.eval_batch_size, []
         for start in range(0, len(questions), size):
             part = questions[start : start + size]
-            batch = self.rag_tokenizer.prepare_seq2seq_batch(
-                [q.question for q in part],
-                [q.answers[0] for q in part],
-                max_target_length=self.options.max_target_length,
-                return_tensors="pt",
-            ).to(self.args.device)
-            with self.compute_loss_context_manager():
-                losses += self.model(**batch, questions=[q.question for q in part]).nll.tolist()
+            batch = self._batch([q.question for q in part], [q.answers[0] for q in part])
+            with self.accelerator.autocast():
+                losses += self.model(**batch).nll.tolist()
         return losses
 
     def _measure(self, questions: Sequence[Question]) -> float:
@@ -232,7 +226,7 @@ class RagTrainer(Trainer):
                 break
             start = time.perf_counter()
             self.model.train()
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 loss = self.compute_loss(self.model, self._prepare_inputs(rows))
             loss.backward()
             self.model.zero_grad()
