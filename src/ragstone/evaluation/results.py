@@ -14,11 +14,13 @@ from ragstone.errors import DataError, InputError, MissingExtraError
 from ragstone.evaluation.diagnosis import calibration_error, entropy, same_passages
 from ragstone.evaluation.statistics import Comparison, bootstrap_interval, compare_scores
 from ragstone.evaluation.texts import bleu_1, distinct_ngrams
+from ragstone.questions import Question
 
 __all__ = [
     "Evaluation",
     "Prediction",
     "ReadPassage",
+    "check_same",
     "compare",
     "read_predictions",
     "summarize",
@@ -159,15 +161,8 @@ def compare(predictions: Sequence[Prediction], others: Sequence[Prediction], *, 
     Raises:
         InputError: the questions, known by their ids, are not the same.
     """
+    check_same(predictions, others)
     theirs = {other.id: other for other in others}
-    ours = {prediction.id: prediction for prediction in predictions}
-    different = sorted(theirs.keys() ^ ours.keys())
-    different += [id_ for id_ in ours if id_ in theirs and ours[id_].question != theirs[id_].question]
-    if different:
-        raise InputError(
-            f"The two runs are not over the same questions: {len(different)} differ, such as the one with the id "
-            f"{different[0]!r}; evaluate both with the same file, limit and seed"
-        )
     comparisons = {}
     for name in COMPARED:
         if all(name in each.scores for each in (*predictions, *others)):
@@ -175,6 +170,17 @@ def compare(predictions: Sequence[Prediction], others: Sequence[Prediction], *, 
             first, second = zip(*pairs, strict=True)
             comparisons[name] = compare_scores(first, second, seed=seed)
     return comparisons
+
+
+def check_same(questions: Sequence[Question | Prediction], others: Sequence[Prediction]) -> None:
+    """Raise an InputError where two runs are not over the same questions."""
+    ours, theirs = ({each.id: each.question for each in run} for run in (questions, others))
+    different = [id_ for id_ in ours | theirs if ours.get(id_) != theirs.get(id_)]
+    if different:
+        raise InputError(
+            f"The two runs are not over the same questions: {len(different)} differ, such as the one with the id "
+            f"{different[0]!r}; evaluate both with the same file, limit and seed"
+        )
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:

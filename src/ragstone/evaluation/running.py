@@ -68,6 +68,8 @@ def evaluate(
     _check(questions, labels, regex=regex, generation=generation)
     retrieval: dict[str, Any] = {"k": k, "search": search, "where": where, "prior": prior}
     if run is not None:
+        if where is not None:
+            raise InputError(f"where={where!r} filters what a search finds; a run is read as it is, so leave one out")
         retrieval = {"prior": "search"}
 
     def answer(some: Sequence[Question], passages: Any) -> list[Answer]:
