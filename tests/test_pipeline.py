@@ -200,3 +200,16 @@ def test_broken_checkpoints_get_one_sentence(rag, tmp_path):
 def test_a_passage_that_was_cut_is_reported_once(bare, caplog):
     bare("who wrote hamlet?", passages=["Hamlet " * 2000, TEXTS[0]], max_new_tokens=2)
     assert caplog.text.count("1 of 2 contexts were longer") == 1
+
+
+def test_hits_bring_their_scores(rag):
+    hits = rag.knowledge_base.search("capital of France", k=2, search="keyword")
+    searched = rag("capital of France", search="keyword", prior="search", k=2, max_new_tokens=3)
+    given = rag("capital of France", passages=hits, prior="search", max_new_tokens=3)
+    assert [e.score for e in given.passages] == [e.score for e in searched.passages]
+    assert given.log_prob == pytest.approx(searched.log_prob, abs=1e-5)
+    dense = rag("capital of France", passages=hits, max_new_tokens=3)
+    alike = rag("capital of France", passages=[hit.passage for hit in hits], max_new_tokens=3)
+    assert [e.score for e in dense.passages] == [e.score for e in alike.passages]
+    with pytest.raises(InputError, match="Hit objects"):
+        rag("capital of France", passages=TEXTS[:2], prior="search")

@@ -130,12 +130,11 @@ def _print(evaluation: Evaluation, sweep: Mapping[int, Evaluation], comparisons:
         table = _table("against the other run", "this", "other", "difference", "95 % interval", "p")
         for name, found in comparisons.items():
             means = (wording.value_text(name, mean) for mean in (found.mean, found.other_mean))
-            low, high = found.interval
             table.add_row(
                 wording.title(name),
                 *means,
-                f"[bold]{100 * found.difference:+.1f}[/]",
-                f"{100 * low:+.1f} – {100 * high:+.1f}",
+                f"[bold]{wording.difference_text(found.difference)}[/]",
+                " to ".join(map(wording.difference_text, found.interval)),
                 f"{found.p_value:.4f}",
             )
         out.print(table)

@@ -81,19 +81,17 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _summary(evaluation: Evaluation) -> str:
-    parts = []
+    rows, explained = [], set()
     for group, names in wording.grouped(evaluation.summary).items():
-        rows = [
-            (
-                escape(wording.title(name)),
-                f"<b>{wording.value_text(name, evaluation.summary[name])}</b>",
-                wording.interval_text(name, evaluation.intervals.get(name)),
-                f"<span class=note>{escape(wording.explanation(name))}</span>",
-            )
-            for name in names
-        ]
-        parts.append(_table((group, "", "95 % interval", ""), rows))
-    return f"<section><h2>Summary</h2>{''.join(parts)}</section>"
+        rows.append((f"<b>{group}</b>", "", ""))
+        for name in names:
+            note = wording.explanation(name)
+            shown = "" if note in explained else f"<br><span class=note>{escape(note)}</span>"
+            explained.add(note)
+            value = f"<b>{wording.value_text(name, evaluation.summary[name])}</b>"
+            interval = wording.interval_text(name, evaluation.intervals.get(name))
+            rows.append((f"{escape(wording.title(name))}{shown}", value, interval))
+    return f"<section><h2>Summary</h2>{_table(('', '', '95 % interval'), rows)}</section>"
 
 
 def _comparison(comparisons: Mapping[str, Comparison]) -> str:
@@ -102,8 +100,8 @@ def _comparison(comparisons: Mapping[str, Comparison]) -> str:
             escape(wording.title(name)),
             wording.value_text(name, found.mean),
             wording.value_text(name, found.other_mean),
-            f"<b>{100 * found.difference:+.1f}</b>",
-            f"{100 * found.interval[0]:+.1f} – {100 * found.interval[1]:+.1f}",
+            f"<b>{wording.difference_text(found.difference)}</b>",
+            " to ".join(map(wording.difference_text, found.interval)),
             f"{found.p_value:.4f}",
         )
         for name, found in comparisons.items()
@@ -169,11 +167,10 @@ h1 { font-size: 1.6rem; margin: .5rem 0 0; } h2 { font-size: 1.2rem; margin: 2re
 .note { color: var(--note); font-size: .9em; } .right { color: var(--right); } .wrong { color: var(--wrong); }
 .mark { background: var(--right); color: Canvas; border-radius: .3em; padding: 0 .4em; font-size: .8em; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 0 0 1rem; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 0 0 1rem; min-width: min(100%, 40rem); font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: normal; }
-tbody th { font-weight: normal; white-space: nowrap; } td:nth-child(-n+3) { white-space: nowrap; }
-td:last-child { min-width: 12rem; }
+tbody th { font-weight: normal; } td { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.5rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; }
 details { border-bottom: 1px solid var(--line); padding: .5rem 0; } summary { cursor: pointer; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["GROUPS", "explanation", "grouped", "interval_text", "title", "value_text"]
+__all__ = ["GROUPS", "difference_text", "explanation", "grouped", "interval_text", "title", "value_text"]
 
 _TITLES = {
     "accuracy": ("Accuracy", "the most probable label is the right one"),
@@ -72,6 +72,15 @@ def interval_text(name: str, interval: tuple[float, float] | None) -> str:
         return ""
     low, high = (value_text(name, bound).removesuffix(" %").removesuffix(" nats") for bound in interval)
     return f"{low} – {high}"
+
+
+def difference_text(value: float) -> str:
+    """Return a difference of two fractions, in percentage points.
+
+    >>> difference_text(-0.05)
+    '−5.0'
+    """
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:
