@@ -79,6 +79,8 @@ def test_what_is_wrong_with_every_question_is_raised(rag):
         evaluate(rag, QUESTIONS, max_new_tokenz=2)
     with pytest.raises(InputError, match="no questions"):
         evaluate(rag, [])
+    with pytest.raises(InputError, match="id 'q2'"):
+        evaluate(rag, [*QUESTIONS, QUESTIONS[1]])
     with pytest.raises(InputError, match=r"\(un"):
         evaluate(rag, [Question("why?", ("(un",), "1")], regex=True)
 

@@ -103,6 +103,10 @@ def _check(questions: Sequence[Question], labels: Sequence[str] | None, *, regex
         raise InputError("There are no questions; evaluate at least 1")
     if labels is not None and (regex or generation):
         raise InputError("labels are compared as they are; leave out regex and generation")
+    ids = [question.id for question in questions]
+    if len(set(ids)) < len(ids):
+        twice = next(id_ for n, id_ in enumerate(ids) if id_ in ids[:n])
+        raise InputError(f"Two questions have the id {twice!r}; give each an id of its own")
     for question in questions:
         if labels is not None and not set(question.answers) <= set(labels):
             raise InputError(
