@@ -216,16 +216,9 @@ def test_evaluate_prints_fractions_and_writes_what_it_is_asked_for(base, models,
 
     again = ["--trec-in", files["run.trec"], "--against", files["predictions.jsonl"], "--k-sweep", "1,3"]
     repeated = json.loads(ragstone(*evaluate, "--json", *again).stdout)
-    assert repeated["against"]["f1"] == pytest.approx(
-        {
-            "n": 3,
-            "mean": values["f1"],
-            "other_mean": values["f1"],
-            "difference": 0.0,
-            "interval": [0.0, 0.0],
-            "p_value": 1,
-        }
-    )
+    assert repeated["against"]["f1"]["mean"] == pytest.approx(values["f1"])
+    assert repeated["against"]["f1"]["interval"] == [0.0, 0.0]
+    assert repeated["against"]["f1"]["p_value"] == 1.0
     assert set(repeated["k_sweep"]) == {"1", "3"}
     assert repeated["k_sweep"]["3"]["recall_at_3"] == values["recall_at_3"]
 
