@@ -281,12 +281,6 @@ class RagPipeline:
             answers += self._answers(prepared, out, num_return_sequences)
         return answers[0] if single else answers
 
-    @overload
-    def choose(self, question: str, choices: Sequence[str], **retrieval: Any) -> Answer: ...
-
-    @overload
-    def choose(self, question: Sequence[str], choices: Sequence[str], **retrieval: Any) -> list[Answer]: ...
-
     def choose(
         self,
         question: str | Sequence[str],
@@ -297,13 +291,13 @@ class RagPipeline:
         where: str | None = None,
         prior: Literal["dense", "search"] = "dense",
         passages: Sequence[Any] | None = None,
-    ) -> Answer | list[Answer]:
+    ) -> Any:
         """Answer with the most probable of given strings, as in classification; the others are ``Answer.alternatives``.
 
         Every choice is scored in full, end of sequence included, under the same passages, which are read once.
 
         Args:
-            question: a question, or B of them for a list of answers.
+            question: a question, for an `Answer`, or B of them, for a list.
             choices: the strings, such as labels.
             k, search, where, prior, passages: as in calling the pipeline.
         """
