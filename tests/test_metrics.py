@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
 import pytest
@@ -10,14 +11,18 @@ from hypothesis import strategies as st
 
 from ragstone.errors import InputError
 from ragstone.metrics import (
+    accuracy,
     contains,
     exact_match,
     f1,
     has_answer,
     hit_at_k,
+    matches_pattern,
+    ndcg_at_k,
     normalize_answer,
     recall_at_k,
     reciprocal_rank,
+    search_pattern,
 )
 
 
@@ -95,3 +100,31 @@ def test_scores_agree_with_each_other(prediction: str, answer: str) -> None:
     if exact_match(prediction, answer):
         assert f1(prediction, answer) == 1.0
         assert contains(prediction, answer) == 1.0
+
+
+def test_patterns_match_from_the_beginning_and_are_searched_for_in_passages() -> None:
+    assert matches_pattern("  dec 25, 1990", ["Easter", "Dec.* 25"]) == 1.0
+    assert matches_pattern("on dec 25", "dec.* 25") == 0.0
+    assert search_pattern("cafe\u0301 au lait", "CAF\u00c9")
+    assert not search_pattern("a cart", r"\bart\b")
+    for score in (matches_pattern, search_pattern):
+        with pytest.raises(InputError, match=r"'\(a' is no regular expression"):
+            score("a", "(a")
+
+
+def test_a_label_is_right_letter_by_letter() -> None:
+    assert [accuracy(label, ["yes", "y"]) for label in ("yes", "y", "Yes", "ye")] == [1.0, 1.0, 0.0, 0.0]
+
+
+@given(st.permutations("abcdef"), st.sets(st.sampled_from("abcdefxyz"), min_size=1), st.integers(1, 8))
+def test_ndcg_is_the_gain_over_the_best_gain(ranked: list[str], positives: set[str], k: int) -> None:
+    gains = [1.0 if id_ in positives else 0.0 for id_ in ranked[:k]]
+    best = [1.0] * min(len(positives), k)
+    expected = sum(g / math.log2(n + 2) for n, g in enumerate(gains)) / sum(
+        g / math.log2(n + 2) for n, g in enumerate(best)
+    )
+    assert ndcg_at_k(ranked, positives, k) == pytest.approx(expected)
+
+
+def test_ndcg_counts_a_passage_once() -> None:
+    assert ndcg_at_k(["a", "a"], ["a", "b"], 2) == pytest.approx(1 / (1 + 1 / math.log2(3)))

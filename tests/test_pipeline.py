@@ -272,3 +272,16 @@ def test_given_passages_stand_beside_the_null_passage(doubting):
         assert len(answer.passages) == count
         assert sum(e.prior for e in answer.passages) + answer.null_prior == pytest.approx(1, abs=1e-5)
         assert answer.null_prior > 0
+
+
+def test_hits_bring_their_scores(rag):
+    hits = rag.knowledge_base.search("capital of France", k=2, search="keyword")
+    searched = rag("capital of France", search="keyword", prior="search", k=2, max_new_tokens=3)
+    given = rag("capital of France", passages=hits, prior="search", max_new_tokens=3)
+    assert [e.score for e in given.passages] == [e.score for e in searched.passages]
+    assert given.log_prob == pytest.approx(searched.log_prob, abs=1e-5)
+    dense = rag("capital of France", passages=hits, max_new_tokens=3)
+    alike = rag("capital of France", passages=[hit.passage for hit in hits], max_new_tokens=3)
+    assert [e.score for e in dense.passages] == [e.score for e in alike.passages]
+    with pytest.raises(InputError, match="Hit objects"):
+        rag("capital of France", passages=TEXTS[:2], prior="search")

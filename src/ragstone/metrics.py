@@ -5,6 +5,7 @@ Where there are several accepted answers the best one counts; a lone string is o
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import sys
@@ -17,14 +18,18 @@ from itertools import groupby
 from ragstone.errors import InputError
 
 __all__ = [
+    "accuracy",
     "contains",
     "exact_match",
     "f1",
     "has_answer",
     "hit_at_k",
+    "matches_pattern",
+    "ndcg_at_k",
     "normalize_answer",
     "recall_at_k",
     "reciprocal_rank",
+    "search_pattern",
 ]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -107,6 +112,46 @@ def _token_pattern() -> re.Pattern[str]:
     return re.compile(f"[{classes['word']}]+|[^{classes['blank']}]")
 
 
+def accuracy(label: str, answers: str | Iterable[str]) -> float:
+    """Return 1 if the label is one of the answers, letter by letter.
+
+    >>> accuracy("SUPPORTS", "SUPPORTS"), accuracy("supports", "SUPPORTS")
+    (1.0, 0.0)
+    """
+    return float(label in _listed(answers))
+
+
+def matches_pattern(prediction: str, patterns: str | Iterable[str]) -> float:
+    """Return 1 if the prediction begins with what a regular expression describes: exact match on CuratedTREC.
+
+    As in DrQA's evaluation (Chen et al. 2017), case is ignored and what follows does not matter; end a pattern with
+    ``$`` where it does.
+
+    >>> matches_pattern("Christmas Day, 1914", "christmas|dec.* 25"), matches_pattern("On Christmas", "christmas")
+    (1.0, 0.0)
+    """
+    text = prediction.strip()
+    return float(any(_compiled(pattern).match(text) for pattern in _listed(patterns)))
+
+
+def search_pattern(text: str, patterns: str | Iterable[str]) -> bool:
+    """Return whether a regular expression matches anywhere in ``text``: `has_answer` for CuratedTREC.
+
+    >>> search_pattern("It was on DECEMBER 25.", "christmas|dec.* 25")
+    True
+    """
+    text = unicodedata.normalize("NFD", text)
+    return any(_compiled(unicodedata.normalize("NFD", pattern)).search(text) for pattern in _listed(patterns))
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"The answer {pattern!r} is no regular expression ({error}); mend it or drop regex") from None
+
+
 def recall_at_k(ranked_ids: Sequence[str], positive_ids: Collection[str], k: int) -> float:
     """Return the share of the positives that are among the first ``k``.
 
@@ -134,6 +179,20 @@ def reciprocal_rank(ranked_ids: Sequence[str], positive_ids: Collection[str]) ->
     """
     positives = _positives(positive_ids)
     return next((1 / rank for rank, id_ in enumerate(ranked_ids, 1) if id_ in positives), 0.0)
+
+
+def ndcg_at_k(ranked_ids: Sequence[str], positive_ids: Collection[str], k: int) -> float:
+    """Return the discounted gain Σ 1/log2(rank + 1) of the positives among the first ``k``, over the best possible.
+
+    Järvelin and Kekäläinen (2002), with gains of 0 and 1. The one positive stands at rank 3, where 1 / log2(4) = 1/2:
+
+    >>> ndcg_at_k(["a", "b", "c"], {"c"}, k=3)
+    0.5
+    """
+    positives = _positives(positive_ids)
+    first = dict.fromkeys(_first(ranked_ids, k))
+    gain = sum(1 / math.log2(rank + 1) for rank, id_ in enumerate(first, 1) if id_ in positives)
+    return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(positives), k) + 1))
 
 
 def _listed(answers: str | Iterable[str]) -> Iterable[str]:

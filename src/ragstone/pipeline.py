@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ragstone import local
-from ragstone.decoding import RagGenerateOutput
+from ragstone.decoding import RagGenerateOutput, score_candidates
 from ragstone.encoders.precision import choose_dtype, parse_dtype
 from ragstone.errors import InputError
 from ragstone.generators.prompts import report_truncation
@@ -274,8 +274,8 @@ class RagPipeline:
             where: a filter on passages, as SQL, e.g. ``"source = 'report.pdf'"``.
             prior: ``"dense"``: s = τ·(q·d) whatever the search; ``"search"``: the search's own scores as logits (the
                 paper's BM25 ablation).
-            passages: read these instead of retrieving: strings, dicts or ``Passage`` objects; for a list of questions
-                one list for all, or a list of lists.
+            passages: read these instead of retrieving: strings, dicts, ``Passage`` or ``Hit`` objects; for a list of
+                questions one list for all, or a list of lists. With ``prior="search"`` the scores of the hits are used.
             decode: for RAG-Sequence.
             max_new_tokens: of an answer.
             num_return_sequences: answers a question; all but the first are ``Answer.alternatives``.
@@ -285,12 +285,8 @@ class RagPipeline:
             InputError: an empty question, no passage found (unless there is a null passage to answer from), or options that
                 do not fit.
         """
-        single = isinstance(question, str)
-        questions = [question] if isinstance(question, str) else list(question)
-        for text in questions:
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"The question {text!r} is empty; write a question.")
-        given = _given_passages(passages, len(questions), single)
+        questions, single = _listed(question)
+        given = _given_hits(passages, len(questions), single)
         options = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences, **options}
         if isinstance(self.model, RagSequenceForGeneration):
             options["decode"] = decode
@@ -303,6 +299,40 @@ class RagPipeline:
                 **prepared.inputs, prompt_lengths=lengths, return_dict_in_generate=True, **options
             )
             answers += self._answers(prepared, out, num_return_sequences)
+        return answers[0] if single else answers
+
+    def choose(
+        self,
+        question: str | Sequence[str],
+        choices: Sequence[str],
+        *,
+        k: int | None = None,
+        search: Literal["dense", "exact", "keyword", "hybrid"] = "dense",
+        where: str | None = None,
+        prior: Literal["dense", "search"] = "dense",
+        passages: Sequence[Any] | None = None,
+    ) -> Any:
+        """Answer with the most probable of given strings, as in classification; the others are ``Answer.alternatives``.
+
+        Every choice is scored in full, end of sequence included, under the same passages, which are read once.
+
+        Args:
+            question: a question, for an `Answer`, or B of them, for a list.
+            choices: the strings, such as labels.
+            k, search, where, prior, passages: as in calling the pipeline.
+        """
+        questions, single = _listed(question)
+        given = _given_hits(passages, len(questions), single)
+        if not choices or isinstance(choices, str) or len(set(choices)) < len(choices):
+            raise InputError(f"choices is {choices!r}; pass a list of different strings.")
+        candidates = self.tokenizer.target_ids(choices)
+        answers: list[Answer] = []
+        for start in range(0, len(questions), QUESTIONS_PER_BATCH):
+            part = slice(start, start + QUESTIONS_PER_BATCH)
+            prepared = self._prepare(questions[part], k, search, where, prior, None if given is None else given[part])
+            inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
+            out = score_candidates(self.model.rag.contexts(inputs), inputs.log_prior, candidates, method=self.method)
+            answers += self._answers(prepared, out, len(choices), ranked=False)
         return answers[0] if single else answers
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
@@ -354,7 +384,7 @@ class RagPipeline:
         search: str,
         where: str | None,
         prior: str,
-        given: list[list[Passage]] | None,
+        given: list[list[Hit]] | None,
     ) -> _Prepared:
         """Find (or take) passages, score them, write their contexts."""
         if prior not in ("dense", "search"):
@@ -366,11 +396,13 @@ class RagPipeline:
         ids, mask = self.retriever.tokenize_questions(questions)
         vectors = rag.encode_questions(ids.to(device), mask.to(device)).float()
         if given is not None:
-            hits = self._encode_given(given)
+            hits = given if prior == "search" else self._encode_given(given)
             k = max(len(row) for row in hits)
         else:
             hits = self.retriever.retrieve(vectors.cpu().numpy(), k, questions=questions, search=search, where=where)
-        if given is None and prior == "search":
+        if prior == "search":
+            if any(np.isnan(hit.score) for row in hits for hit in row):
+                raise InputError("prior='search' with passages of your own needs their scores; pass Hit objects.")
             rows = [[hit.score for hit in row] + [-np.inf] * (k - len(row)) for row in hits]
             scores = torch.tensor(rows, dtype=torch.float32, device=device)
         else:
@@ -386,17 +418,18 @@ class RagPipeline:
         scores = rag.add_null_passage(scores, vectors)
         return _Prepared(questions, passages, *given_contexts, scores, contexts.prompt_lengths.to(device))
 
-    def _encode_given(self, given: list[list[Passage]]) -> list[list[Hit]]:
+    def _encode_given(self, given: list[list[Hit]]) -> list[list[Hit]]:
         """Vectors of the passages that the caller brought, each encoded once."""
-        flat = list({id(p): p for row in given for p in row}.values())
+        flat = list({id(h.passage): h.passage for row in given for h in row}.values())
         vectors = self.retriever.encode_passages(flat)
         place = {id(p): n for n, p in enumerate(flat)}
-        return [[Hit(p, 0.0, vectors[place[id(p)]]) for p in row] for row in given]
+        return [[replace(h, vector=vectors[place[id(h.passage)]]) for h in row] for row in given]
 
-    def _answers(self, prepared: _Prepared, out: RagGenerateOutput, n: int) -> list[Answer]:
+    def _answers(self, prepared: _Prepared, out: RagGenerateOutput, n: int, *, ranked: bool = True) -> list[Answer]:
         answers = []
         for b in range(len(prepared.questions)):
-            first, *others = [self._answer(prepared, b, out, b * n + i) for i in range(n)]
+            found = [self._answer(prepared, b, out, b * n + i) for i in range(n)]
+            first, *others = found if ranked else sorted(found, key=lambda answer: -answer.log_prob)
             answers.append(replace(first, alternatives=tuple(others)))
         return answers
 
@@ -447,20 +480,39 @@ class RagPipeline:
         return Score(-float(out.nll), tuple(posterior[: len(prepared.passages[0])]), null)
 
 
-def _given_passages(passages: Sequence[Any] | None, batch: int, single: bool) -> list[list[Passage]] | None:
-    """B lists of passages from what the caller gave: one list for all questions, or a list of lists."""
+def _listed(question: str | Sequence[str]) -> tuple[list[str], bool]:
+    """The questions, none of them empty, and whether there was a single one."""
+    questions = [question] if isinstance(question, str) else list(question)
+    for text in questions:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"The question {text!r} is empty; write a question.")
+    return questions, isinstance(question, str)
+
+
+def _given_hits(passages: Sequence[Any] | None, batch: int, single: bool) -> list[list[Hit]] | None:
+    """B lists of hits from what the caller gave: one list for all questions, or a list of lists."""
     if passages is None:
         return None
-    if isinstance(passages, str | Mapping | Passage):
+    if isinstance(passages, _ONE):
         raise InputError("passages is one passage; pass a list of them.")
     rows = list(passages)
-    nested = bool(rows) and not isinstance(rows[0], str | Mapping | Passage)
+    nested = bool(rows) and not isinstance(rows[0], _ONE)
     if nested and (single or len(rows) != batch):
         raise InputError(f"passages holds {len(rows)} lists for {batch} questions; pass one list, or one a question.")
-    given = [as_passages(row) for row in rows] if nested else [as_passages(rows)] * batch
+    given = [_as_hits(row) for row in rows] if nested else [_as_hits(rows)] * batch
     if not all(given):
         raise InputError("passages is empty; pass at least one, or leave it out to search the knowledge base.")
     return given
+
+
+_ONE = (str, Mapping, Passage, Hit)
+
+
+def _as_hits(values: Sequence[Any]) -> list[Hit]:
+    """Passages that no search found have no score."""
+    passages = as_passages([value.passage if isinstance(value, Hit) else value for value in values])
+    scores = [value.score if isinstance(value, Hit) else np.nan for value in values]
+    return [Hit(p, score, np.empty(0, np.float32)) for p, score in zip(passages, scores, strict=True)]
 
 
 def _set_dtype(model: RagForGeneration, dtype: torch.dtype | str | None) -> None:

@@ -66,7 +66,7 @@ def read_questions(path: str | Path, *, limit: int | None = None, seed: int | No
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); check the path") from None
     if not questions:
         raise DataError(f"{path} holds no question; {_FORMATS}")
     if seed is None or limit is None:

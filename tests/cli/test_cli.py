@@ -156,6 +156,73 @@ def test_a_missing_local_package_names_the_command(tmp_path):
 
 def test_version_and_help():
     assert in_its_own_process("--version").stdout.startswith("ragstone 0.")
-    for verb in ("index", "search", "ask", "info", "setup"):
+    for verb in ("index", "search", "ask", "evaluate", "info", "setup"):
         assert verb in ragstone("--help").stdout
         assert ragstone(verb, "--help").returncode == 0
+
+
+@pytest.fixture
+def questions(tmp_path):
+    lines = [("who wrote hamlet?", "William Shakespeare"), ("capital of France?", "Paris"), ("what is pi?", "3.14159")]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(json.dumps({"question": q, "answers": [a], "id": a[:3]}) for q, a in lines))
+    return path
+
+
+def test_evaluate_prints_fractions_and_writes_what_it_is_asked_for(base, models, questions, tmp_path):
+    folder, _ = base
+    evaluate = ["evaluate", folder, questions, "--model", models / "rag", "--max-new-tokens", 3, "-k", 3]
+    files = {name: tmp_path / name for name in ("report.html", "predictions.jsonl", "run.trec")}
+    paths = zip(("--report", "--predictions", "--run"), files.values(), strict=True)
+    done = ragstone(*evaluate, "--json", *(part for pair in paths for part in pair))
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["n"] == 3
+    assert {"exact_match", "f1", "contains", "recall_at_3", "calibration_error", "same_passages"} <= set(values)
+    assert all(0 <= values[name] <= 1 for name in values["intervals"])
+    assert values["settings"]["model"] == str(models / "rag")
+    assert "who wrote hamlet?" in files["report.html"].read_text(encoding="utf-8")
+    written = [json.loads(line) for line in files["predictions.jsonl"].read_text(encoding="utf-8").splitlines()]
+    assert [p["id"] for p in written] == ["Wil", "Par", "3.1"]
+    assert len(files["run.trec"].read_text().splitlines()) == 9
+
+    again = ["--trec-in", files["run.trec"], "--against", files["predictions.jsonl"], "--k-sweep", "1,3"]
+    repeated = json.loads(ragstone(*evaluate, "--json", *again).stdout)
+    assert repeated["against"]["f1"]["mean"] == pytest.approx(values["f1"])
+    assert repeated["against"]["f1"]["interval"] == [0.0, 0.0]
+    assert repeated["against"]["f1"]["p_value"] == 1.0
+    assert set(repeated["k_sweep"]) == {"1", "3"}
+    assert repeated["k_sweep"]["3"]["recall_at_3"] == values["recall_at_3"]
+
+    shown = ragstone(*evaluate, "--limit", 2, "--seed", 1, "--k-sweep", "1,3", "--generation")
+    for words in ("2 questions", "Exact match", "95 % interval", "Recall@3", "ROUGE-L", "Calibration error"):
+        assert words in shown.stdout
+
+
+def test_evaluate_classifies_and_matches_patterns(base, models, tmp_path):
+    folder, _ = base
+    path = tmp_path / "claims.jsonl"
+    path.write_text('{"question": "Paris is in France", "answers": ["yes"]}\n')
+    evaluate = ["evaluate", folder, path, "--model", models / "rag", "--json"]
+    values = json.loads(ragstone(*evaluate, "--labels", "yes, no").stdout)
+    assert values["accuracy"] in (0.0, 1.0)
+    assert "exact_match" not in values
+    assert "contains" in json.loads(ragstone(*evaluate, "--regex", "--max-new-tokens", 2).stdout)
+    wrong = ragstone(*evaluate, "--labels", "true,false")
+    assert (wrong.returncode, "not all among the labels" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--k-sweep", "1,x"], "--k-sweep is '1,x'"),
+        (["--report", "nowhere/report.html"], "folder of nowhere"),
+        (["--against", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["--trec-in", "nowhere.trec"], "nowhere.trec cannot be read"),
+        (["--limit", "0"], "--limit"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_before_it_begins(tmp_path, questions, options, words):
+    done = ragstone("evaluate", tmp_path / "no-base-is-opened", questions, "--model", "no-model-is-loaded", *options)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())

@@ -299,6 +299,77 @@ def train(
 
 
 @app.command()
+def evaluate(
+    kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
+    questions: Annotated[Path, typer.Argument(help="Questions with answers: jsonl json tsv csv, or .source/.target.")],
+    model: Annotated[str, typer.Option(help="Name or folder of a RAG model.")] = "local",
+    method: Annotated[Method | None, typer.Option(help="RAG-Token or RAG-Sequence.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions, the first ones.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --limit: draw them; also the bootstrap's.")] = None,
+    k: K = 5,
+    how: SearchOption = Search.dense,
+    where: Where = None,
+    labels: Annotated[str | None, typer.Option(help="Classify: the labels, separated by commas.")] = None,
+    regex: Annotated[bool, typer.Option("--regex", help="The answers are regular expressions (CuratedTREC).")] = False,
+    generation: Annotated[
+        bool, typer.Option("--generation", help="Also ROUGE-L, BLEU-1, Q-BLEU-1 and distinct trigrams.")
+    ] = False,
+    decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for an answer.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    trec_in: Annotated[
+        Path | None, typer.Option("--trec-in", help="Read the passages of this TREC run instead of searching.")
+    ] = None,
+    k_sweep: Annotated[str | None, typer.Option(help="Also with these numbers of passages: 1,3,5,10.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write every question's result, as JSON lines.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Write which passages were read, as a TREC run.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with another run's --predictions.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Say how good a model is: its answers, the passages it finds, and whether its probabilities mean what they say."""
+    from ragstone.cli.evaluating import evaluate_model
+
+    evaluate_model(
+        kb,
+        questions,
+        model=model,
+        method=None if method is None else method.value,
+        limit=limit,
+        seed=seed,
+        k=k,
+        run=trec_in,
+        options={
+            "search": how.value,
+            "where": where,
+            "labels": None if labels is None else [label.strip() for label in labels.split(",")],
+            "regex": regex,
+            "generation": generation,
+            "decode": decode.value,
+            "num_beams": beams,
+            "max_new_tokens": max_new_tokens,
+        },
+        k_sweep=_numbers("--k-sweep", k_sweep),
+        report=report,
+        predictions=predictions,
+        run_out=run,
+        against=against,
+        device=device,
+        dtype=dtype,
+        as_json=json,
+    )
+
+
+def _numbers(name: str, text: str | None) -> list[int]:
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{name} is {text!r}; write numbers above 0, separated by commas, such as 1,3,5,10.")
+    return [int(part) for part in parts]
+
+
+@app.command()
 def info(
     what: Annotated[str, typer.Argument(help="A knowledge base, or a model.")],
     json: Json = False,

@@ -1,8 +1,16 @@
 """Searching for answers: RAG-Token over the marginal distribution, RAG-Sequence thorough, fast and by sampling."""
 
+from ragstone.decoding.candidates import score_candidates
 from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.marginal_search import rag_token_generate
 from ragstone.decoding.outputs import RagGenerateOutput
 from ragstone.decoding.rag_sequence import DECODE_MODES, rag_sequence_generate
 
-__all__ = ["DECODE_MODES", "Contexts", "RagGenerateOutput", "rag_sequence_generate", "rag_token_generate"]
+__all__ = [
+    "DECODE_MODES",
+    "Contexts",
+    "RagGenerateOutput",
+    "rag_sequence_generate",
+    "rag_token_generate",
+    "score_candidates",
+]

@@ -1,0 +1,150 @@
+"""``ragstone evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libraries, working
+from ragstone.errors import InputError
+from ragstone.evaluation import (
+    Comparison,
+    Evaluation,
+    compare,
+    evaluate,
+    read_predictions,
+    read_questions,
+    read_run,
+    wording,
+    write_predictions,
+    write_run,
+)
+from ragstone.evaluation.extras import extra
+from ragstone.evaluation.results import check_same
+from ragstone.knowledge import KnowledgeBase
+
+__all__ = ["evaluate_model"]
+
+
+def evaluate_model(
+    folder: Path,
+    questions_path: Path,
+    *,
+    model: str,
+    method: str | None,
+    limit: int | None,
+    seed: int | None,
+    k: int,
+    run: Path | None,
+    options: dict[str, Any],
+    k_sweep: Sequence[int],
+    report: Path | None,
+    predictions: Path | None,
+    run_out: Path | None,
+    against: Path | None,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Evaluate ``model`` on the questions of a file and print, or write, how good it is."""
+    from ragstone.pipeline import RagPipeline
+
+    quiet_libraries()
+    # Whatever can be wrong with files and packages is said before hours of work, not after.
+    questions = read_questions(questions_path, limit=limit, seed=seed)
+    ranked = None if run is None else read_run(run)
+    other = None if against is None else read_predictions(against)
+    if other is not None:
+        check_same(questions, other)
+    if report is not None:
+        extra("matplotlib", "The report")
+    for path in filter(None, (report, predictions, run_out)):
+        if not path.parent.is_dir():
+            raise InputError(f"The folder of {path} does not exist; make it or write elsewhere.")
+    base = KnowledgeBase.open(folder, device=device, dtype=dtype)
+    with working("Loading the model"):
+        rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method, device=device, dtype=dtype)  # type: ignore[arg-type]
+
+    def evaluated(passages: int) -> Evaluation:
+        with progress_bar() as progress:
+            found = evaluate(rag, questions, k=passages, run=ranked, seed=seed or 0, progress=progress, **options)
+        names = {"model": model, "questions": questions_path.name, **found.settings}
+        return Evaluation(found.predictions, found.summary, found.intervals, names)
+
+    evaluation = evaluated(k)
+    if predictions is not None:
+        write_predictions(predictions, evaluation.predictions)
+    if run_out is not None:
+        write_run(run_out, evaluation.predictions)
+    sweep = {size: evaluation if size == k else evaluated(size) for size in sorted(set(k_sweep))}
+    comparisons = {} if other is None else compare(evaluation.predictions, other, seed=seed or 0)
+    if report is not None:
+        from ragstone.evaluation.report import write_report
+
+        heading = f"{model} on {questions_path.name}"
+        write_report(report, evaluation, title=heading, sweep=sweep or None, comparisons=comparisons or None)
+    if as_json:
+        print_json(_values(evaluation, sweep, comparisons))
+    else:
+        _print(evaluation, sweep, comparisons)
+
+
+def _values(
+    evaluation: Evaluation, sweep: Mapping[int, Evaluation], comparisons: Mapping[str, Comparison]
+) -> dict[str, Any]:
+    values = evaluation.to_dict()
+    if sweep:
+        values["k_sweep"] = {k: dict(each.summary) for k, each in sweep.items()}
+    if comparisons:
+        values["against"] = {name: asdict(found) for name, found in comparisons.items()}
+    return values
+
+
+def _print(evaluation: Evaluation, sweep: Mapping[int, Evaluation], comparisons: Mapping[str, Comparison]) -> None:
+    values = evaluation.to_dict()
+    settings = ", ".join(f"{name} {value}" for name, value in evaluation.settings.items())
+    lost = f" [yellow]({values['unanswered']:,} unanswered)[/]" if values["unanswered"] else ""
+    out.print(f"[bold]{values['n']:,} questions[/]{lost}  [dim]{escape(settings)}[/]")
+    table = _table("", "", "95 % interval")
+    for group, names in wording.grouped(evaluation.summary).items():
+        table.add_section()
+        table.add_row(f"[dim]{group}[/]")
+        for name in names:
+            interval = wording.interval_text(name, evaluation.intervals.get(name))
+            value = wording.value_text(name, evaluation.summary[name])
+            table.add_row(f"  {wording.title(name)}", f"[bold]{value}[/]", interval)
+    out.print(table)
+    if sweep:
+        first = next(iter(sweep.values()))
+        names = wording.grouped(first.summary)["Answers"]
+        table = _table("K", *map(wording.title, names))
+        for k, each in sweep.items():
+            table.add_row(str(k), *(wording.value_text(name, each.summary[name]) for name in names))
+        out.print(table)
+    if comparisons:
+        table = _table("against the other run", "this", "other", "difference", "95 % interval", "p")
+        for name, found in comparisons.items():
+            means = (wording.value_text(name, mean) for mean in (found.mean, found.other_mean))
+            table.add_row(
+                wording.title(name),
+                *means,
+                f"[bold]{wording.difference_text(found.difference)}[/]",
+                " to ".join(map(wording.difference_text, found.interval)),
+                f"{found.p_value:.4f}",
+            )
+        out.print(table)
+    for prediction in [p for p in evaluation.predictions if p.error][:3]:
+        err.print(f"[yellow]unanswered[/] {escape(prediction.question)}: {escape(prediction.error)}", soft_wrap=True)
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table

@@ -1,0 +1,67 @@
+"""Given answers instead of searched ones: classification by the probability of each label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ragstone.decoding.contexts import Contexts
+from ragstone.decoding.outputs import RagGenerateOutput
+from ragstone.decoding.scoring import predicted_tokens, score_sequences
+from ragstone.generators.prompts import pad_rows
+from ragstone.marginal import (
+    mean_token_posterior,
+    sequence_log_likelihood,
+    sequence_posterior,
+    token_log_likelihood,
+)
+
+__all__ = ["score_candidates"]
+
+
+@torch.no_grad()
+def score_candidates(
+    contexts: Contexts,
+    log_prior: Tensor,
+    candidates: Sequence[Sequence[int]],
+    *,
+    method: str,
+) -> RagGenerateOutput:
+    """Score the same C candidates for each of B questions.
+
+    Args:
+        contexts: N = B·K contexts, row b·K + k.
+        log_prior: (B, K), log p(z|x).
+        candidates: C targets as token ids, without a start token.
+        method: "token" or "sequence", how passages are summed out. For candidates of one token both ways are the same.
+
+    Returns:
+        B·C rows in the order given, candidate c of question b in row b·C + c.
+    """
+    generator, (batch, passages) = contexts.generator, log_prior.shape
+    start = () if generator.start_token_id is None else (generator.start_token_id,)
+    rows = pad_rows([(*start, *candidate) for candidate in candidates], fill=generator.fill_token_id)[0]
+    sequences = rows.to(log_prior.device).repeat(batch, 1)
+    questions = torch.arange(batch, device=log_prior.device).repeat_interleave(len(candidates))
+    prior, counts = log_prior[questions], predicted_tokens(generator, sequences)[1]
+    lengths = torch.tensor([len(candidate) for candidate in candidates], device=counts.device).repeat(batch)
+    counts &= torch.arange(counts.shape[1], device=counts.device) < lengths.unsqueeze(1)
+    scores = score_sequences(contexts, questions, sequences, passages)
+    scores = scores.masked_fill(~counts.unsqueeze(1), 0.0)
+    if method == "sequence":
+        return RagGenerateOutput(
+            sequences=sequences,
+            log_probs=sequence_log_likelihood(prior, scores, counts),
+            posteriors=sequence_posterior(prior, scores, counts),
+            token_log_probs=scores,
+        )
+    posteriors, by_token = mean_token_posterior(prior, scores, counts)
+    return RagGenerateOutput(
+        sequences=sequences,
+        log_probs=token_log_likelihood(prior, scores, counts),
+        posteriors=posteriors,
+        token_posteriors=by_token,
+        token_log_probs=scores,
+    )

@@ -1,0 +1,19 @@
+"""Packages of the extra ``evaluation``, loaded where they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ragstone.errors import MissingExtraError
+
+__all__ = ["extra"]
+
+
+def extra(module: str, purpose: str) -> Any:
+    """Import ``module``; ``purpose`` says in the error what it is needed for."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0].replace("_", "-")
+        raise MissingExtraError(f'{purpose} needs {package}; pip install "ragstone[evaluation]"') from None

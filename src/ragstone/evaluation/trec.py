@@ -1,0 +1,68 @@
+"""Rankings as TREC run files: ``question-id Q0 passage-id rank score tag``, one passage a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from ragstone.errors import DataError, InputError
+from ragstone.evaluation.results import Prediction
+
+__all__ = ["Run", "read_run", "write_run"]
+
+Run = dict[str, list[tuple[str, float]]]
+"""Question id -> passage ids and their scores, best first."""
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run file. As in trec_eval the scores order the passages; equal ones stay in the order of the file.
+
+    Passage ids may hold blanks, question ids may not.
+
+    Raises:
+        DataError: the file cannot be read, or a line of it; the message names the line.
+    """
+    path, run = Path(path), Run()
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    question, passage, score = _fields(line, f"{path}, line {number}")
+                    run.setdefault(question, []).append((passage, score))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if not run:
+        raise DataError(f"{path} holds no ranking; write lines of: question-id Q0 passage-id rank score tag")
+    for question, ranked in run.items():
+        if len({passage for passage, _ in ranked}) < len(ranked):
+            raise DataError(f"{path}: a passage is ranked twice for the question {question!r}; keep one of them")
+        ranked.sort(key=lambda pair: -pair[1])
+    return run
+
+
+def _fields(line: str, place: str) -> tuple[str, str, float]:
+    try:
+        question, _, rest = line.split(maxsplit=2)
+        passage, _, score, _ = rest.strip().rsplit(maxsplit=3)
+        value = float(score)
+    except ValueError:
+        raise DataError(
+            f"{place}: {line.strip()!r} is no line of a run; write: question-id Q0 passage-id rank score tag"
+        ) from None
+    if not math.isfinite(value):
+        raise DataError(f"{place}: the score is {score}; write a finite number")
+    return question, passage, value
+
+
+def write_run(path: str | Path, predictions: Iterable[Prediction], *, tag: str = "ragstone") -> None:
+    """Write which passages were read for each question, with the logits of their priors as scores."""
+    lines = []
+    for prediction in predictions:
+        if len(prediction.id.split()) != 1:
+            raise InputError(f"The question id {prediction.id!r} has blanks, which a run file cannot hold; rename it")
+        ranked = sorted(prediction.passages, key=lambda passage: -passage.score)
+        lines += [f"{prediction.id} Q0 {p.id} {rank} {p.score!r} {tag}\n" for rank, p in enumerate(ranked, 1)]
+    Path(path).write_text("".join(lines), encoding="utf-8")
