@@ -99,7 +99,7 @@ def _rows_at_a_time(lengths: list[int], device: str) -> list[int]:
         if rows * length >= _TOKENS_AT_A_TIME.get(device, _MANY_TOKENS):
             sizes.append(rows)
             rows = 0
-    return sizes + [rows] if rows else sizes
+    return [*sizes, rows] if rows else sizes
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
