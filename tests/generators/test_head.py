@@ -33,7 +33,7 @@ def test_the_prompt_never_reaches_the_output_layer_of_a_causal_model(contexts, t
     generator.model.lm_head.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
     generator.label_hidden(*contexts(), targets)
     generator.label_hidden(*contexts(), targets)
-    assert max(lengths) == targets.shape[1]
+    assert lengths == [targets.shape[1]] * 2
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,13 @@ def test_logits_that_are_bounded_or_rescaled_behind_the_output_layer_are_left_to
     assert generator.logits(*contexts(), targets).abs().max() < 3
     for _ in range(2):
         assert generator.label_hidden(*contexts(), targets) is None
+
+
+def test_dropout_in_an_adapted_output_layer_does_not_hide_that_it_can_be_taken_apart(contexts, targets):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["lm_head"], init_lora_weights=False, lora_dropout=0.5)
+    model = peft.get_peft_model(tiny_generator("llama", vocab_size=60), config).train()
+    assert generator_for(model).label_hidden(*contexts(), targets) is not None
 
 
 def test_a_thread_without_its_output_layer_leaves_others_theirs(contexts, targets):

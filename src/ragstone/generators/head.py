@@ -56,7 +56,10 @@ def without_head(model: Any, keep: Callable[[Tensor], Tensor] = lambda hidden: h
 
 def project(model: Any, hidden: Tensor) -> Tensor:
     """The logits that ``model`` makes of what its output layer is given: (…, ·) -> (…, V)."""
-    logits = model.get_output_embeddings()(hidden)
+    return _finished(model, model.get_output_embeddings()(hidden))
+
+
+def _finished(model: Any, logits: Tensor) -> Tensor:
     bias = getattr(model, "final_logits_bias", None)
     return logits if bias is None else logits + bias
 
@@ -68,19 +71,32 @@ def head_input(model: Any, run: Callable[[], Tensor]) -> Tensor | None:
     first time, from one position a row: its hidden state is made large, so that a bounded or rescaled output shows.
     """
     if model not in _separable:
-        if not isinstance(model.get_output_embeddings(), nn.Module):
-            _separable[model] = False
-            return None
-        with without_head(model, lambda hidden: 100 * hidden[:, -1:].detach()) as seen:
-            logits = run().detach()
-        with torch.no_grad():
-            _separable[model] = len(seen) == 1 and _equal(logits, project(model, 100 * seen[0][:, -1:]))
-        return seen[0] if _separable[model] else None
+        return _first_head_input(model, run)
     if not _separable[model]:
         return None
     with without_head(model) as seen:
         run()
     return seen[0]
+
+
+def _first_head_input(model: Any, run: Callable[[], Tensor]) -> Tensor | None:
+    head, made, owner = model.get_output_embeddings(), [], threading.get_ident()
+    if not isinstance(head, nn.Module):
+        _separable[model] = False
+        return None
+
+    def listen(module: Any, inputs: Any, logits: Tensor) -> None:
+        if threading.get_ident() == owner:
+            made.append(logits.detach())
+
+    hook = head.register_forward_hook(listen)
+    try:
+        with without_head(model, lambda hidden: 100 * hidden[:, -1:].detach()) as seen:
+            logits = run().detach()
+    finally:
+        hook.remove()
+    _separable[model] = len(made) == 1 and _equal(logits, _finished(model, made[0]))
+    return seen[0] if _separable[model] else None
 
 
 def _equal(logits: Tensor, expected: Tensor) -> bool:
