@@ -2,6 +2,7 @@
 
 RagstoneError
 ├── InputError            an argument, question, option or file that cannot be used (also a ValueError)
+│   ├── DataError         a file of questions, predictions or rankings that cannot be used
 │   └── DocumentError     a file that cannot be read as text
 ├── KnowledgeBaseError    a knowledge base that is missing, damaged, of a newer format, or fits no request
 │   ├── EncoderMismatchError   vectors of one encoder met questions of another
@@ -13,6 +14,7 @@ RagstoneError
 from __future__ import annotations
 
 __all__ = [
+    "DataError",
     "DocumentError",
     "EncoderMismatchError",
     "InputError",
@@ -34,6 +36,10 @@ class InputError(RagstoneError, ValueError):
     """An argument, question, option or file that cannot be used."""
 
     exit_code = 2
+
+
+class DataError(InputError):
+    """A file of questions, predictions or rankings that cannot be used."""
 
 
 class DocumentError(InputError):
