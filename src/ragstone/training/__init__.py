@@ -1,0 +1,24 @@
+"""Training: encoders from gold passages, and passage encoders that learn while a model is trained."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ragstone.training.contrastive import EncoderReport, train_encoder
+
+__all__ = ["EncoderReport", "train_encoder"]
+
+_HOMES = {"EncoderReport": "contrastive", "train_encoder": "contrastive"}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use (PEP 562), as in `ragstone.knowledge`.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
