@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ragstone.training.contrastive import EncoderReport, train_encoder
+    from ragstone.training.refresh import PassageRefresher
+    from ragstone.training.rescoring import FreshHits, rescore
 
-__all__ = ["EncoderReport", "train_encoder"]
+__all__ = ["EncoderReport", "FreshHits", "PassageRefresher", "rescore", "train_encoder"]
 
-_HOMES = {"EncoderReport": "contrastive", "train_encoder": "contrastive"}
+_HOMES = {
+    "EncoderReport": "contrastive",
+    "FreshHits": "rescoring",
+    "PassageRefresher": "refresh",
+    "rescore": "rescoring",
+    "train_encoder": "contrastive",
+}
 
 
 def __getattr__(name: str) -> Any:
