@@ -257,26 +257,38 @@ def test_kill_9_leaves_the_old_vectors_or_the_new_and_the_next_run_completes(kb)
 
 
 def test_while_a_base_is_reencoded_others_read_it_and_do_not_write(kb):
-    thread = threading.Thread(target=KnowledgeBase.open(kb.path).reencode, args=(Mirrored(delay=0.01),))
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Waiting(Mirrored):
+        def _vector(self, text):
+            begun.set()
+            go_on.wait()
+            return super()._vector(text)
+
+    thread = threading.Thread(target=KnowledgeBase.open(kb.path).reencode, args=(Waiting(),))
     other = KnowledgeBase.open(kb.path, encoder=ToyEncoder())
     before = found(other)
     thread.start()
-    while not (kb.path / "reencode.lance").exists():
-        time.sleep(0.01)
-    with pytest.raises(LockedError):
-        other.delete("p1")
-    assert found(other) == before
-    thread.join()
+    begun.wait()
+    try:
+        with pytest.raises(LockedError):
+            other.delete("p1")
+        assert found(other) == before
+    finally:
+        go_on.set()
+        thread.join()
     assert check_version(kb.path) == "mirrored"
 
 
 # Odd bases
 
 
-def test_the_same_encoder_encodes_nothing(kb):
+def test_the_same_encoder_encodes_nothing_and_removes_what_a_killed_run_left(kb):
+    (kb.path / "reencode.lance").mkdir()
     version, encoder = kb.version, ToyEncoder()
     assert kb.reencode(encoder) == version
     assert encoder.encoded == 0
+    assert not (kb.path / "reencode.lance").exists()
 
 
 def test_of_the_same_encoder_elsewhere_only_the_name_is_taken_over(kb):

@@ -18,7 +18,7 @@ from ragstone.knowledge.checks import check_count, check_ids, check_questions, c
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
-from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, Manifest, check_new, write_lock
+from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
 from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
 from ragstone.knowledge.reencoding import reencode_passages
 from ragstone.knowledge.search import Hit, Searcher, SearchMethod
@@ -258,6 +258,7 @@ class KnowledgeBase:
                 reencode_passages(self._store, encoder, chunk=chunk, resume=resume, progress=progress)
             elif self._manifest.encoder != encoder.spec.to_dict():
                 self._store.rename_encoder(encoder.spec.to_dict())
+            shutil.rmtree(self.path / STAGING_FOLDER, ignore_errors=True)
             self._snapshot = self._snapshot.newest(encoder)
         return self.version
 

@@ -32,7 +32,10 @@ _KEY = "ragstone:vectors"
 def reencode_passages(
     store: PassageStore, encoder: TextEncoder, *, chunk: int, resume: bool, progress: Progress | None
 ) -> None:
-    """Replace the vectors of ``store`` by those of ``encoder``; see `KnowledgeBase.reencode`."""
+    """Replace the vectors of ``store`` by those of ``encoder``; see `KnowledgeBase.reencode`.
+
+    What was put aside is left for the caller to delete.
+    """
     progress = progress or (lambda done, total, unit: None)
     staging = _Staging(store.path.with_name(STAGING_FOLDER), encoder, resume)
     row_ids, stamps = store.row_stamps()
@@ -52,7 +55,6 @@ def reencode_passages(
         staging.append(row_ids[places], stamps[places], vectors)
     order = store.scan([])["_rowid"].to_numpy()
     store.replace_vectors(staging.blocks(order), encoder.width, encoder.spec.to_dict())
-    staging.remove()
 
 
 class _Staging:
@@ -71,7 +73,7 @@ class _Staging:
                     return
             except Exception:  # killed while it was made, or damaged: then it is made anew
                 pass
-        self.remove()
+        shutil.rmtree(path, ignore_errors=True)
         schema = pa.schema(
             [("row_id", pa.uint64()), ("stamp", pa.uint64()), ("vector", pa.list_(pa.float32(), encoder.width))],
             metadata={_KEY: key},
@@ -101,10 +103,6 @@ class _Staging:
                 raise KnowledgeBaseError(f"{self._path} lacks vectors that were put there; re-encode with resume=False")
             column = self._dataset.take(places[found], columns=["vector"])["vector"].combine_chunks()
             yield column.flatten().to_numpy().reshape(len(wanted), -1)
-
-    def remove(self) -> None:
-        """Delete it."""
-        shutil.rmtree(self._path, ignore_errors=True)
 
     def _newest(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the sorted row ids (n,), each once, their newest stamps (n,) and the places (n,) of their vectors."""

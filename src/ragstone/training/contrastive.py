@@ -106,9 +106,9 @@ def train_encoder(
             "one that pools by mean, cls or last_token, such as any BERT"
         )
     with tempfile.TemporaryDirectory() as work, quiet():
+        model = _sentence_transformer(start, Path(work), device)
         base = passages if isinstance(passages, KnowledgeBase) else _searchable(passages, Path(work))
         rows = _rows(questions, base, start, hard_negatives, random.Random(seed), told)
-        model = _sentence_transformer(start, Path(work), device)
         steps, loss = _fit(
             model,
             rows,
