@@ -44,6 +44,24 @@ def test_search_and_info(base):
     assert "passages" in ragstone("info", folder).stdout
 
 
+def test_an_encoder_is_trained_and_the_base_moved_to_it(base, models, tmp_path):
+    folder, _ = base
+    hits = json.loads(ragstone("search", folder, "bees", "-k", len(TOY_PASSAGES), "--json").stdout)
+    lines = [{"question": f"{hit['title']}?", "answers": ["zzz"], "positive_ids": [hit["id"]]} for hit in hits]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    train = ["train-encoder", folder, tmp_path / "questions.jsonl", "--encoder", models / "encoder", "--device", "cpu"]
+    done = ragstone(*train, "--out", tmp_path / "trained", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pairs"] == len(TOY_PASSAGES)
+    assert "ragstone reindex" in ragstone(*train, "--out", tmp_path / "again").stdout
+    moved = json.loads(ragstone("reindex", folder, "--encoder", tmp_path / "trained", "--json").stdout)
+    assert (moved["changed"], moved["passages"]) == (True, len(TOY_PASSAGES))
+    assert json.loads(ragstone("info", folder, "--json").stdout)["encoder"]["name"] == str(tmp_path / "trained")
+    assert ragstone("search", folder, "bees").returncode == 0
+    assert "already" in ragstone("reindex", folder, "--encoder", tmp_path / "trained").stdout
+    assert "has the old ones" in " ".join(ragstone("reindex", folder, "--encoder", models / "encoder").stdout.split())
+
+
 def test_ask_explains_itself(base, models):
     folder, _ = base
     ask = ["ask", folder, "who wrote hamlet?", "--model", models / "rag", "--max-new-tokens", 4, "-k", 3]
@@ -104,6 +122,8 @@ def test_ask_needs_no_knowledge_base(models, notes):
         (["search", "nowhere"], 2, "question"),
         (["index", "nowhere", "--kb", "new"], 2, "nowhere"),
         (["info", "nowhere"], 1, "nowhere"),
+        (["reindex", "nowhere", "--encoder", "x"], 1, "nowhere"),
+        (["train-encoder", "nowhere", "x.jsonl", "--out", "new"], 1, "nowhere"),
         (["ask", "--frobnicate"], 2, "frobnicate"),
         (["dance"], 2, "dance"),
     ],
@@ -156,7 +176,7 @@ def test_a_missing_local_package_names_the_command(tmp_path):
 
 def test_version_and_help():
     assert in_its_own_process("--version").stdout.startswith("ragstone 0.")
-    for verb in ("index", "search", "ask", "evaluate", "info", "setup"):
+    for verb in ("index", "reindex", "train-encoder", "search", "ask", "train", "evaluate", "info", "setup"):
         assert verb in ragstone("--help").stdout
         assert ragstone(verb, "--help").returncode == 0
 

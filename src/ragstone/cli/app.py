@@ -115,6 +115,48 @@ def index(
 
 
 @app.command()
+def reindex(
+    kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
+    encoder: Annotated[str, typer.Option(help="Name or folder of the new encoder.")],
+    device: Device = None,
+    dtype: Dtype = None,
+    json: Json = False,
+) -> None:
+    """Make all vectors anew with another encoder. Run it again if it was interrupted: it goes on from there."""
+    from ragstone.cli.indexing import reencode
+
+    reencode(kb, encoder, device=device, dtype=dtype, as_json=json)
+
+
+@app.command("train-encoder")
+def train_encoder(
+    kb: Annotated[Path, typer.Argument(help="The knowledge base with the gold passages.")],
+    questions: Annotated[Path, typer.Argument(help="Questions with positive_ids, as JSONL.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the trained encoder.")],
+    encoder: Annotated[str, typer.Option(help="Name or folder of the encoder to start from.")] = "local",
+    hard_negatives: Annotated[int, typer.Option(min=0, help="Passages a question found by its words, not gold.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each gold passage is seen.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=2, help="Gold passages in a batch.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="The highest learning rate.")] = 2e-5,
+    seed: Annotated[int, typer.Option(help="Of the order of the questions and of dropout.")] = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Train an encoder of questions and passages from gold passages; use it with `ragstone reindex`."""
+    from ragstone.cli.encoder_training import train
+
+    options = {"hard_negatives": hard_negatives, "epochs": epochs, "batch_size": batch_size}
+    train(
+        kb,
+        questions,
+        encoder=encoder,
+        out=out,
+        options={**options, "learning_rate": learning_rate, "seed": seed, "device": device},
+        as_json=json,
+    )
+
+
+@app.command()
 def search(
     kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
     question: Annotated[str, typer.Argument(help="What to look for.")],

@@ -1,7 +1,8 @@
-"""``ragstone index``."""
+"""``ragstone index`` and ``ragstone reindex``."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libra
 from ragstone.errors import DocumentError
 from ragstone.knowledge import KnowledgeBase, SplitOptions, find_files
 
-__all__ = ["index_paths"]
+__all__ = ["index_paths", "reencode"]
 
 SHOWN_SKIPS = 10
 
@@ -53,3 +54,24 @@ def index_paths(
             err.print(f"… and {len(report.skipped) - SHOWN_SKIPS:,} more; --json lists them all.")
     if report.skipped and not report.documents:
         raise DocumentError(f"Nothing could be indexed: all {len(report.skipped)} inputs were skipped.")
+
+
+def reencode(folder: Path, encoder: str, *, device: str | None, dtype: str | None, as_json: bool) -> None:
+    """Make all vectors of the knowledge base in ``folder`` anew with ``encoder``."""
+    quiet_libraries()
+    started = time.monotonic()
+    base = KnowledgeBase.open(folder, device=device, dtype=dtype)
+    before = base.version
+    with progress_bar() as progress:
+        base.reencode(encoder, progress=progress)
+    seconds = time.monotonic() - started
+    if as_json:
+        values = {"version": base.version, "passages": len(base), "encoder": encoder, "width": base.width}
+        print_json({**values, "changed": base.version > before, "seconds": seconds})
+    elif base.version == before:
+        out.print(f"{folder}: its vectors are those of {escape(encoder)} already (version {before}).")
+    else:
+        out.print(
+            f"{folder}: {len(base):,} passages, now with vectors of {escape(encoder)} (width {base.width}), in "
+            f"{seconds:.1f} s (version {base.version}; version {before} has the old ones)."
+        )

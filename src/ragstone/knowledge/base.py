@@ -12,15 +12,17 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragstone.errors import InputError, KnowledgeBaseError, ModelError
+from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.checks import check_count, check_ids, check_questions, check_vectors
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
-from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, Manifest, check_new, write_lock
+from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
 from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
+from ragstone.knowledge.reencoding import reencode_passages
 from ragstone.knowledge.search import Hit, Searcher, SearchMethod
+from ragstone.knowledge.snapshot import Snapshot
 from ragstone.knowledge.storage import PassageStore, Version, passage_table
 
 __all__ = ["KnowledgeBase"]
@@ -42,26 +44,12 @@ class KnowledgeBase:
     [('north', 4.0), ('east', 3.0)]
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        store: PassageStore,
-        encoder: TextEncoder | None = None,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-        read_only: bool = False,
-        wait: float = 0.0,
-    ) -> None:
-        self.path = folder
-        self._manifest = manifest
-        self._store = store
-        self._encoder = encoder
-        self._device, self._dtype = device, dtype
+    def __init__(self, snapshot: Snapshot, *, read_only: bool = False, wait: float = 0.0) -> None:
+        self.path = snapshot.folder
+        self._snapshot = snapshot
         self._read_only = read_only
         self._wait = wait
-        self._searcher = Searcher(folder, manifest.id)
+        self._searcher = Searcher(self.path, snapshot.manifest.id)
 
     @classmethod
     def create(
@@ -106,7 +94,7 @@ class KnowledgeBase:
                 manifest.write(folder)
         except OSError as error:
             raise KnowledgeBaseError(f"{folder} cannot be made: {error}") from error
-        return cls(folder, manifest, store, encoder, device=device, dtype=dtype, wait=wait)
+        return cls(Snapshot(folder, store, manifest, encoder, device=device, dtype=dtype), wait=wait)
 
     @classmethod
     def open(
@@ -131,14 +119,8 @@ class KnowledgeBase:
             wait: seconds that a write waits for another process to finish its own.
         """
         folder = Path(path)
-        manifest = Manifest.read(folder)
-        store = PassageStore.open(folder, manifest.width, version)
-        if isinstance(encoder, str | Path):
-            encoder = encoding.load(encoder, manifest.encoder, device=device, dtype=dtype)
-        if encoder is not None:
-            manifest.check_encoder(encoder.spec.to_dict(), folder)
-        read_only = version is not None
-        return cls(folder, manifest, store, encoder, device=device, dtype=dtype, read_only=read_only, wait=wait)
+        snapshot = Snapshot.open(folder, version, encoder, device=device, dtype=dtype)
+        return cls(snapshot, read_only=version is not None, wait=wait)
 
     @staticmethod
     def exists(path: str | Path) -> bool:
@@ -163,38 +145,33 @@ class KnowledgeBase:
     @property
     def width(self) -> int:
         """D, the width of the vectors."""
-        return self._manifest.width
+        return self._snapshot.width
 
     @property
     def has_encoder(self) -> bool:
         """Whether the base makes its vectors itself; false where they are always given."""
-        return self._encoder is not None or self._manifest.encoder is not None
+        return self._snapshot.has_encoder
 
     @property
     def encoder(self) -> TextEncoder:
         """What makes the vectors, loaded at first use."""
-        if self._encoder is None:
-            spec = self._manifest.encoder
-            if spec is None:
-                raise KnowledgeBaseError(f"{self.path} was made with encoder=None; give vectors=, (n, {self.width})")
-            try:
-                encoder = encoding.load(spec["name"], spec, device=self._device, dtype=self._dtype)
-            except ModelError as error:
-                raise ModelError(
-                    f"{self.path} needs the encoder {spec['name']!r}: {error} If it lies elsewhere now, open the base "
-                    "with encoder=FOLDER."
-                ) from error
-            self._manifest.check_encoder(encoder.spec.to_dict(), self.path)
-            self._encoder = encoder
-        return self._encoder
+        return self._snapshot.encoder
+
+    @property
+    def _store(self) -> PassageStore:
+        return self._snapshot.store
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._snapshot.manifest
 
     def versions(self) -> list[Version]:
         """Return every version that can be opened, oldest first."""
         return self._store.versions()
 
     def refresh(self) -> None:
-        """Move on to the newest version."""
-        self._store.refresh()
+        """Move on to the newest version, and to its encoder."""
+        self._snapshot = self._snapshot.newest()
 
     def info(self) -> KnowledgeBaseInfo:
         """Return what the base holds and how it was made."""
@@ -225,8 +202,8 @@ class KnowledgeBase:
         check_count("chunk_passages", chunk_passages)
         with self._writing():
             if split != "same" and split != self._manifest.split:
-                self._manifest = replace(self._manifest, split=split)
-                self._manifest.write(self.path)
+                replace(Manifest.read(self.path), split=split).write(self.path)
+                self.refresh()
             return index_documents(
                 self._store,
                 lambda: self.encoder,
@@ -250,6 +227,41 @@ class KnowledgeBase:
         with self._writing():
             return self._store.delete("id", check_ids(ids))
 
+    def reencode(
+        self,
+        encoder: str | Path | TextEncoder,
+        *,
+        progress: Progress | None = None,
+        chunk: int = 2048,
+        resume: bool = True,
+    ) -> int:
+        """Make the vectors of all passages anew with another encoder; return the version that has them.
+
+        The new vectors, whose width may differ, are kept beside the old ones until all are there; then one commit puts
+        them in place. Whoever reads goes on with the old vectors and the old encoder until it calls `refresh`, and an
+        older version is always searched with the encoder of its own vectors. Nobody else writes meanwhile. A run that
+        ends early, however it ends, changes nothing, and the next one goes on from there. Where the encoder makes the
+        vectors that are stored already, only its name is taken over.
+
+        Args:
+            encoder: "local", the name or folder of an encoder, or an `Encoder`.
+            progress: called as ``progress(done, total, "passages")``.
+            chunk: how many passages are encoded and put aside at once.
+            resume: go on with what an interrupted run with this encoder has put aside; False: start anew.
+        """
+        check_count("chunk", chunk)
+        if isinstance(encoder, str | Path):
+            device, dtype = self._snapshot.device, self._snapshot.dtype
+            encoder = encoding.load(encoder, None, device=device, dtype=dtype)
+        with self._writing():
+            if self._manifest.encoder is None or self._manifest.difference(encoder.spec.to_dict()):
+                reencode_passages(self._store, encoder, chunk=chunk, resume=resume, progress=progress)
+            elif self._manifest.encoder != encoder.spec.to_dict():
+                self._store.rename_encoder(encoder.spec.to_dict())
+            shutil.rmtree(self.path / STAGING_FOLDER, ignore_errors=True)
+            self._snapshot = self._snapshot.newest(encoder)
+        return self.version
+
     def _put(self, passages: Iterable[PassageLike], vectors: ArrayLike | None, *, replacing: bool) -> int:
         given = as_passages(passages)
         matrix = None if vectors is None else check_vectors("vectors", vectors, self.width, len(given))
@@ -261,7 +273,13 @@ class KnowledgeBase:
             places = [*last.values()]
             given = [given[place] for place in places]
             matrix = None if matrix is None else matrix[places]
+        before = self._manifest
         with self._writing():
+            now = self._manifest
+            if matrix is not None and now.encoder is not None and now.difference(before.encoder or {}):
+                raise EncoderMismatchError(
+                    f"{self.path} was re-encoded after this handle was opened; give vectors of its new encoder, or none"
+                )
             stored = self._store.find(last)
             if stored and not replacing:
                 raise InputError(f"{self.path} has a passage with the id {min(stored)!r}; use upsert to replace it")
@@ -284,8 +302,8 @@ class KnowledgeBase:
                 f"{self.path} is open at version {self.version}, for reading only; open it without version= to write"
             )
         with write_lock(self.path, self._wait):
-            self._store.refresh()
-            self._manifest = Manifest.read(self.path)
+            self.refresh()
+            self._store.settle()
             yield
 
     def get(self, ids: str | Iterable[str]) -> list[Passage]:
@@ -365,12 +383,14 @@ class KnowledgeBase:
         if questions is None and (vectors is None or search in ("keyword", "hybrid")):
             raise InputError(f"search={search!r} needs questions" if vectors is not None else "questions are missing")
         texts = None if questions is None else check_questions(questions)
+        snapshot = self._snapshot  # another thread may call `refresh` meanwhile
         matrix = None
         if vectors is not None:
-            matrix = check_vectors("vectors", vectors, self.width, None if texts is None else len(texts))
-        self._store.check_where(where)
+            matrix = check_vectors("vectors", vectors, snapshot.width, None if texts is None else len(texts))
+        snapshot.store.check_where(where)
         if texts is not None and matrix is None and search != "keyword":
-            matrix = check_vectors("question vectors", self.encoder.encode_questions(texts), self.width, len(texts))
-        hits = self._searcher.search(self._store, texts, matrix, k, search, where)
+            encoded = snapshot.encoder.encode_questions(texts)
+            matrix = check_vectors("question vectors", encoded, snapshot.width, len(texts))
+        hits = self._searcher.search(snapshot.store, texts, matrix, k, search, where)
         single = isinstance(questions, str) or (questions is None and np.ndim(vectors) == 1)  # type: ignore[arg-type]
         return hits[0] if single else hits

@@ -4,6 +4,7 @@ A knowledge base is a folder::
 
     manifest.json      this file; written last, so a folder without one holds no knowledge base
     passages.lance/    every passage and its vector (storage.py)
+    reencode.lance/    vectors of another encoder, while they are being made (reencoding.py)
     codes-*.tvim       quantised vectors: a cache, rebuilt when missing (codes.py)
     write.lock         held by the one process that writes
 """
@@ -14,8 +15,8 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "PASSAGES_FOLDER",
+    "SAME_VECTORS",
+    "STAGING_FOLDER",
     "Manifest",
     "check_new",
     "write_lock",
@@ -37,10 +40,11 @@ FORMAT = "ragstone-knowledge-base"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PASSAGES_FOLDER = "passages.lance"
+STAGING_FOLDER = "reencode.lance"
 LOCK_FILE = "write.lock"
 
 # What decides a passage's vector. A different question prompt or length limit is the caller's choice.
-_SAME_VECTORS = ("fingerprint", "width", "pooling", "normalize", "template", "passage_prompt")
+SAME_VECTORS = ("fingerprint", "width", "pooling", "normalize", "template", "passage_prompt")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Manifest:
 
     Attributes:
         width: D, the width of its vectors.
-        encoder: the fields of the encoder's ``EncoderSpec``, or None where vectors are always given.
+        encoder: the fields of the encoder's ``EncoderSpec``, or None where vectors are always given. In the file this is
+            the encoder that the base was made with; vectors that another encoder made since name it themselves, see
+            `at`.
         split: how documents are split unless told otherwise; None keeps records and pages whole.
         metric: how vectors are compared; the inner product always.
         id: names this base, so that a cache copied from another is not mistaken for its own.
@@ -94,17 +100,27 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
 
+    def at(self, width: int, encoder: dict[str, Any] | None) -> Manifest:
+        """Return what holds for a version with vectors of ``width`` that ``encoder`` made; None: nothing re-encoded it."""
+        return self if encoder is None else replace(self, width=width, encoder=encoder)
+
+    def difference(self, spec: Mapping[str, Any]) -> str | None:
+        """Return the name of a field by which an encoder with ``spec`` would make other vectors, or None."""
+        expected = {"width": self.width} if self.encoder is None else self.encoder
+        return next((name for name in SAME_VECTORS if name in expected and spec.get(name) != expected[name]), None)
+
     def check_encoder(self, spec: dict[str, Any], folder: Path) -> None:
         """Raise EncoderMismatchError unless an encoder with ``spec`` makes the vectors that this base holds."""
-        expected = {"width": self.width} if self.encoder is None else self.encoder
-        for name in _SAME_VECTORS:
-            if name in expected and spec.get(name) != expected[name]:
-                made_by = "given vectors" if self.encoder is None else f"the encoder {self.encoder.get('name')!r}"
-                raise EncoderMismatchError(
-                    f"{folder} holds vectors of {made_by} with {name} {expected[name]!r}, but the encoder "
-                    f"{spec.get('name')!r} has {name} {spec.get(name)!r}; open the base with the encoder that made it, "
-                    "or index its documents again with the new one"
-                )
+        name = self.difference(spec)
+        if name is None:
+            return
+        made_by = "given vectors" if self.encoder is None else f"the encoder {self.encoder.get('name')!r}"
+        expected = self.width if self.encoder is None else self.encoder[name]
+        raise EncoderMismatchError(
+            f"{folder} holds vectors of {made_by} with {name} {expected!r}, but the encoder {spec.get('name')!r} has "
+            f"{name} {spec.get(name)!r}; open the base with the encoder that made it, or move it to the new one with "
+            "KnowledgeBase.reencode or `ragstone reindex`"
+        )
 
 
 def check_new(folder: Path) -> None:

@@ -1,12 +1,15 @@
 """The Lance dataset of a knowledge base: passages and vectors in, rows out. Every write is one commit, so one version.
 
 A row is named by its *row id*: a number that Lance gives it once and keeps through updates and compaction.
+
+Re-encoding adds a second column of vectors, whose metadata names the encoder. The commit that adds it is the switch:
+from that version on it is the one that counts. Then the old column is dropped and the new one takes over its name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +23,7 @@ from ragstone.knowledge.faults import first_sentence, reading, writing
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
 from ragstone.knowledge.passages import Passage
 
-__all__ = ["PassageStore", "StoredDocument", "Version", "passage_table"]
+__all__ = ["PassageStore", "StoredDocument", "Version", "passage_table", "vector_column"]
 
 KEYWORD_COLUMNS = ("title", "text")
 PASSAGE_COLUMNS = ("id", "title", "text", "document_id", "source", "page", "metadata")
@@ -31,6 +34,8 @@ _TOKENIZER = {"base_tokenizer": "icu/split"}
 # A row that the keyword index does not hold yet costs a search about 30 microseconds.
 _UNINDEXED_ROWS = 2048
 _SCAN_ROWS = 16_384
+_VECTOR, _NEW_VECTOR = "vector", "new_vector"
+_ENCODER_KEY = "ragstone:encoder"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def _schema(width: int) -> pa.Schema:
             ("title", pa.string()),
             ("text", pa.string()),
             ("metadata", pa.json_()),
-            ("vector", pa.list_(pa.float32(), width)),
+            (_VECTOR, pa.list_(pa.float32(), width)),
         ]
     )
 
@@ -81,7 +86,7 @@ def passage_table(
     columns["metadata"] = pa.ExtensionArray.from_storage(pa.json_(), pa.array(metadata, pa.string()))
     columns["position"] = [None] * count if positions is None else positions
     columns["content_hash"] = [None] * count if content_hashes is None else content_hashes
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
+    columns[_VECTOR] = vector_column(vectors)
     try:
         return pa.table(columns, schema=_schema(width))
     except (pa.ArrowException, TypeError, OverflowError) as error:
@@ -90,12 +95,16 @@ def passage_table(
         ) from None
 
 
+def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Return (n, D) ``vectors`` as a column of n rows."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
 class PassageStore:
     """One version of the stored passages: reads it, and commits the next."""
 
-    def __init__(self, path: Path, dataset: Any, width: int) -> None:
+    def __init__(self, path: Path, dataset: Any) -> None:
         self.path = path
-        self.width = width
         self._dataset = dataset
 
     @classmethod
@@ -110,11 +119,11 @@ class PassageStore:
             # does not hold them yet, Lance scans them with the same words and the same scores.
             for column in KEYWORD_COLUMNS:
                 dataset.create_scalar_index(column, "INVERTED", **_TOKENIZER)
-        return cls(path, dataset, width)
+        return cls(path, dataset)
 
     @classmethod
     def open(cls, folder: Path, width: int, version: int | None = None) -> PassageStore:
-        """Open the dataset in ``folder``, at its newest version or at ``version``."""
+        """Open the dataset in ``folder``, at its newest version or at ``version``; ``width`` is that of the manifest."""
         import lance
 
         path = folder / PASSAGES_FOLDER
@@ -127,13 +136,13 @@ class PassageStore:
                         f"{folder} has no version {version}, only {_ranges(known)}; see KnowledgeBase.versions()"
                     )
                 dataset = dataset.checkout_version(version)
-            stored = dataset.schema.field("vector").type.list_size
-        if stored != width:
+            store = cls(path, dataset)
+        if store.encoder is None and store.width != width:
             raise KnowledgeBaseError(
-                f"{path} holds vectors of width {stored}, but manifest.json beside it says {width}; "
+                f"{path} holds vectors of width {store.width}, but manifest.json beside it says {width}; "
                 "the two are not of the same base: restore them from a backup"
             )
-        return cls(path, dataset, width)
+        return store
 
     @property
     def version(self) -> int:
@@ -144,10 +153,27 @@ class PassageStore:
         with reading(self.path):
             return int(self._dataset.count_rows())
 
-    def refresh(self) -> None:
-        """Move to the newest version."""
+    @property
+    def width(self) -> int:
+        """D, the width of the vectors."""
+        return int(self._dataset.schema.field(self._vector).type.list_size)
+
+    @property
+    def encoder(self) -> dict[str, Any] | None:
+        """The fields of the ``EncoderSpec`` of what re-encoded the passages; None where nothing has."""
+        metadata = self._dataset.schema.field(self._vector).metadata or {}
+        spec = metadata.get(_ENCODER_KEY.encode())
+        return None if spec is None else json.loads(spec)
+
+    @property
+    def _vector(self) -> str:
+        """The column of the vectors that count."""
+        return _NEW_VECTOR if _NEW_VECTOR in self._dataset.schema.names else _VECTOR
+
+    def newest(self) -> PassageStore:
+        """Return the newest version; this one stays as it is."""
         with reading(self.path):
-            self._dataset.checkout_latest()
+            return PassageStore(self.path, self._dataset.checkout_version(self._dataset.latest_version))
 
     def versions(self) -> list[Version]:
         """Return every version that can still be opened, oldest first."""
@@ -188,9 +214,11 @@ class PassageStore:
     def vectors(self, where: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks of (row ids (n,), vectors (n, D)) of all rows that fulfil ``where``."""
         with reading(self.path, where):
-            for batch in self._dataset.to_batches(columns=["vector", "_rowid"], filter=where, batch_size=_SCAN_ROWS):
+            for batch in self._dataset.to_batches(
+                columns=[self._vector, "_rowid"], filter=where, batch_size=_SCAN_ROWS
+            ):
                 if batch.num_rows:
-                    yield _row_ids(batch), self._matrix(batch.column("vector"))
+                    yield _row_ids(batch), self._matrix(batch.column(self._vector))
 
     def fetch(self, row_ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return ``columns`` of the rows ``row_ids`` (n,), in that order."""
@@ -204,15 +232,15 @@ class PassageStore:
 
     def fetch_vectors(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Return the passage ids and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        table = self.fetch(row_ids, ["id", "vector"])
-        return table["id"].to_pylist(), self._matrix(table["vector"])
+        table = self.fetch(row_ids, ["id", self._vector])
+        return table["id"].to_pylist(), self._matrix(table[self._vector])
 
     def fetch_passages(self, row_ids: np.ndarray) -> tuple[list[Passage], np.ndarray]:
         """Return the passages and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        table = self.fetch(row_ids, [*PASSAGE_COLUMNS, "vector"])
+        table = self.fetch(row_ids, [*PASSAGE_COLUMNS, self._vector])
         rows = table.select(PASSAGE_COLUMNS).to_pylist()
         passages = [Passage(**{**row, "metadata": json.loads(row["metadata"] or "{}")}) for row in rows]
-        return passages, self._matrix(table["vector"])
+        return passages, self._matrix(table[self._vector])
 
     def find(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the row ids of those of the passages ``ids`` that are stored."""
@@ -283,6 +311,27 @@ class PassageStore:
             missing = len(self) - indexed
             if missing > (0 if all_rows else max(_UNINDEXED_ROWS, indexed // 10)):
                 self._dataset.optimize.optimize_indices()
+
+    def replace_vectors(self, blocks: Iterable[np.ndarray], width: int, encoder: Mapping[str, Any]) -> None:
+        """Commit other vectors, ``blocks`` (n, width) in the order of `scan`, and the spec of their ``encoder``."""
+        kind = pa.field(_NEW_VECTOR, pa.list_(pa.float32(), width), metadata={_ENCODER_KEY: json.dumps(dict(encoder))})
+        batches = (pa.record_batch([vector_column(block)], [_NEW_VECTOR]) for block in blocks)
+        with writing(self.path):
+            self._dataset.add_columns(pa.RecordBatchReader.from_batches(pa.schema([kind]), batches))
+        self.settle()
+
+    def settle(self) -> None:
+        """Drop vectors that were replaced. Where `replace_vectors` was cut short, the next writer does it."""
+        if self._vector == _NEW_VECTOR:
+            with writing(self.path):
+                if _VECTOR in self._dataset.schema.names:
+                    self._dataset.drop_columns([_VECTOR])
+                self._dataset.alter_columns({"path": _NEW_VECTOR, "name": _VECTOR})
+
+    def rename_encoder(self, encoder: Mapping[str, Any]) -> None:
+        """Commit where the encoder lies now."""
+        with writing(self.path):
+            self._dataset.update_field_metadata({_VECTOR: {_ENCODER_KEY: json.dumps(dict(encoder))}})
 
     def _matrix(self, column: Any) -> np.ndarray:
         """Return a column of vectors as an (n, D) float32 matrix."""
