@@ -1,9 +1,9 @@
 """A question encoder that was damaged on purpose learns to find passages again, from answers alone.
 
-    python benchmarks/training/recover.py --kb KB --questions train.jsonl --dev-kb DEV_KB --dev dev.jsonl --model MODEL --seeds 0 1 2
+    python benchmarks/training/recover.py --kb KB --questions train.jsonl --dev-kb DEV_KB --dev dev.jsonl --model MODEL
 
-The last layer of the question encoder is drawn anew. Then the question encoder alone is trained on the marginal likelihood of
-the answers: no gold passage is shown. recall@5 is measured on the dev questions' gold passages, for the encoder as it was,
+The last layer of the question encoder is drawn anew. Then the question encoder alone is trained on the marginal likelihood
+of the answers: no gold passage is shown. recall@5 is measured on the dev questions' gold passages, for the encoder as it was,
 damaged, and trained; a frozen question encoder (the paper's ablation, §4.5) stays at the second figure whatever the generator
 learns.
 """

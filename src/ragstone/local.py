@@ -35,6 +35,8 @@ __all__ = [
     "PROMPT",
     "SCORE_SCALE",
     "STOPS",
+    "UNTRAINED",
+    "adapter_folder",
     "cache_folder",
     "encoder_folder",
     "generator_folder",
@@ -47,6 +49,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 LOCAL = "local"
+UNTRAINED = "local-untrained"
+"""The same models as they come, with a prompt alone."""
 ENCODER_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 GENERATOR_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -223,6 +227,11 @@ def _llama_name(name: str) -> str:
     for there, here in _LLAMA_NAMES.items():
         name = name.replace(there, here)
     return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def adapter_folder() -> Path:
+    """Return the folder of the adapters that come with Ragstone, trained for the local models; its README is their card."""
+    return Path(__file__).parent / "adapters"
 
 
 def resolve(name: str, kind: Literal["encoder", "generator"]) -> str:

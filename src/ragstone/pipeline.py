@@ -219,7 +219,7 @@ class RagPipeline:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         name = str(name_or_path)
         saved = ""
-        if name != local.LOCAL:
+        if name not in (local.LOCAL, local.UNTRAINED):
             config = RagConfig.load(name)
             saved = (config.architectures or [""])[0]
             if knowledge_base is None and config.knowledge_base:
@@ -228,6 +228,8 @@ class RagPipeline:
         model, tokenizer = kind.from_pretrained(name, **fields), RagTokenizer.from_pretrained(name)
         model = model.to(device=device).eval()
         _set_dtype(model, dtype)
+        if model.config.passage_encoder and (Path(name) / model.config.passage_encoder).is_dir():
+            model.config.passage_encoder = str(Path(name) / model.config.passage_encoder)
         return cls(model, tokenizer, knowledge_base)
 
     @property

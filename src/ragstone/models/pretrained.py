@@ -111,13 +111,16 @@ class RagPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls: type[Model], name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of either model class, written by Ragstone or transformers; see ``PreTrainedModel``.
 
-        ``"local"`` names the default models that need no hub. A checkpoint of adapters is loaded into its base.
+        ``"local"`` names the default models that need no hub, with the adapters that come with Ragstone, and
+        ``"local-untrained"`` those without. A checkpoint of adapters is loaded into its base.
         Fields of the config can be replaced: ``null_passage="bias"`` adds a null passage to a checkpoint without one.
 
         Raises:
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
         """
         if str(name_or_path) == local.LOCAL:
+            return _on_base(cls, local.adapter_folder(), local.UNTRAINED, *args, **kwargs)
+        if str(name_or_path) == local.UNTRAINED:
             return _local_model(cls, **kwargs)
         base = RagConfig.load(name_or_path).base_model if Path(name_or_path, CONFIG_NAME).is_file() else None
         if base is not None:

@@ -81,7 +81,8 @@ def _label_hidden(
     lengths = attention_mask.sum(dim=1)
     order = lengths.argsort()
     parts = []
-    for rows in order.split(_rows_at_a_time(lengths[order].tolist(), input_ids.device.type)):
+    sizes = _rows_at_a_time(lengths[order].tolist(), input_ids.device.type)
+    for rows in torch.split(order, sizes):
         ids, mask = trim_padding(input_ids[rows], attention_mask[rows])
         given = None if decoder_input_ids is None else decoder_input_ids[rows]
         hidden = generator.label_hidden(ids, mask, labels[rows], given)

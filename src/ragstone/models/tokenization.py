@@ -36,7 +36,7 @@ class RagTokenizer:
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> RagTokenizer:
         """Load both tokenizers of a checkpoint, saved by Ragstone or transformers, or those of ``"local"``."""
-        if str(name_or_path) == local.LOCAL:
+        if str(name_or_path) in (local.LOCAL, local.UNTRAINED):
             folders = (local.resolve(local.LOCAL, kind) for kind in ("encoder", "generator"))
             return cls(*(AutoTokenizer.from_pretrained(folder, **kwargs) for folder in folders))
         config = kwargs.pop("config", None) or RagConfig.load(name_or_path)

@@ -85,6 +85,7 @@ def save_trained(
     *,
     adapted: dict[str, Any],
     base_model: str | None,
+    passage_encoder: str | None = None,
 ) -> None:
     """Write a checkpoint that ``from_pretrained`` loads: adapters beside the name of their base, or everything.
 
@@ -93,9 +94,12 @@ def save_trained(
         folder: where to.
         adapted: peft's models, as :func:`make_trainable` returned them.
         base_model: name or folder that the model was loaded from. None: adapters are merged and the whole is written.
+        passage_encoder: name or folder of the encoder that passages keep while the question encoder moves on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rag = model.rag
+    if passage_encoder is not None:
+        model.config.passage_encoder = _seen_from(folder, passage_encoder)
     if rag.log_score_scale is not None:
         model.config.score_scale = float(rag.log_score_scale.exp())
     if not adapted or base_model is None:
@@ -114,6 +118,11 @@ def save_trained(
     if others:
         save_file(others, folder / OTHER_WEIGHTS)
     config = type(model.config).from_dict(model.config.to_dict())
-    config.base_model = os.path.relpath(base_model, folder) if Path(base_model).is_dir() else base_model
+    config.base_model = _seen_from(folder, base_model)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
+
+
+def _seen_from(folder: Path, name: str) -> str:
+    """A name as it is, a folder relative to ``folder``, so that both can be moved together."""
+    return os.path.relpath(name, folder) if Path(name).is_dir() else name

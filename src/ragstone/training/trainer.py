@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ragstone.errors import InputError, ModelError
+from ragstone.knowledge import KnowledgeBase
 from ragstone.marginal import any_answer_nll
 from ragstone.models import RagForGeneration, RagTokenizer
 from ragstone.pipeline import RagPipeline
@@ -256,8 +257,22 @@ class RagTrainer(Trainer):
             return
         self.model.config.n_docs = self.options.k_at_test
         folder = Path(output_dir or self.args.output_dir)
-        save_trained(self.model, self.rag_tokenizer, folder, adapted=self.adapted, base_model=self.base_model)
+        save_trained(
+            self.model,
+            self.rag_tokenizer,
+            folder,
+            adapted=self.adapted,
+            base_model=self.base_model,
+            passage_encoder=self._passage_encoder(),
+        )
         self.model.config.n_docs = self.options.k
+
+    def _passage_encoder(self) -> str | None:
+        """The encoder that passages keep, where the model's question encoder was the same and has moved on."""
+        base = self.plain_retriever.index
+        if not self.options.train_question_encoder or not isinstance(base, KnowledgeBase) or not base.has_encoder:
+            return None
+        return base.encoder.spec.name
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -1,0 +1,41 @@
+"""Options that several verbs have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+__all__ = ["Decode", "Device", "Dtype", "Json", "K", "Method", "Search", "SearchOption", "Where"]
+
+
+class Method(StrEnum):
+    """How passages are summed out."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+class Search(StrEnum):
+    """How passages are found."""
+
+    dense = "dense"
+    exact = "exact"
+    keyword = "keyword"
+    hybrid = "hybrid"
+
+
+class Decode(StrEnum):
+    """How RAG-Sequence ranks hypotheses."""
+
+    thorough = "thorough"
+    fast = "fast"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the quicker one, found by a probe.")]
+K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
+Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
+SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]
