@@ -3,15 +3,14 @@
     python benchmarks/training/recover.py --kb KB --questions train.jsonl --dev-kb DEV_KB --dev dev.jsonl --model MODEL
 
 The last layer of the question encoder is drawn anew. Then the question encoder alone is trained on the marginal likelihood
-of the answers: no gold passage is shown. recall@5 is measured on the dev questions' gold passages, for the encoder as it was,
-damaged, and trained; a frozen question encoder (the paper's ablation, §4.5) stays at the second figure whatever the generator
-learns.
+of the answers: no gold passage is shown. recall@5 is measured on the gold passages of the dev questions, for the encoder as
+it was, damaged, and trained; a frozen question encoder (the paper's ablation, §4.5) stays at the second figure whatever the
+generator learns.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
