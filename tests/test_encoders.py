@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +336,23 @@ def test_in_memory_model_gives_the_same_as_its_folder(bert: Path) -> None:
     )
     assert built.spec == loaded.spec
     np.testing.assert_array_equal(built.encode_questions(["king"]), loaded.encode_questions(["king"]))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
+def test_a_saved_encoder_is_the_same_here_and_in_sentence_transformers(
+    bert: Path, tmp_path: Path, pooling: str, normalize: bool
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    settings = {"pooling": pooling, "normalize": normalize, "question_prompt": "who ", "passage_prompt": "the "}
+    encoder = load_encoder(bert, dtype="float32", **settings)
+    encoder.save(tmp_path / "saved")
+    again = load_encoder(tmp_path / "saved", dtype="float32")
+    assert asdict(again.spec) == {**asdict(encoder.spec), "name": again.spec.name}
+    expected = encoder.encode_passages([("a", "b c"), ("", "d")])
+    np.testing.assert_allclose(again.encode_passages([("a", "b c"), ("", "d")]), expected, atol=1e-6)
+    there = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(there.encode(["a\nb c", "d"], prompt_name="document"), expected, atol=1e-5)
 
 
 def test_parity_with_sentence_transformers_on_the_local_model() -> None:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ragstone.answers import Answer, Evidence
     from ragstone.knowledge import Hit, KnowledgeBase, Passage
     from ragstone.models import (
         RagConfig,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         RagTokenForGeneration,
         RagTokenizer,
     )
-    from ragstone.pipeline import Answer, Evidence, RagPipeline
+    from ragstone.pipeline import RagPipeline
     from ragstone.retriever import RagRetriever
 
 __version__ = "0.1.0"
@@ -47,7 +48,8 @@ _HOMES = {
         "RagTokenForGeneration",
         "RagTokenizer",
     ),
-    "ragstone.pipeline": ("Answer", "Evidence", "RagPipeline"),
+    "ragstone.pipeline": ("RagPipeline",),
+    "ragstone.answers": ("Answer", "Evidence"),
     "ragstone.retriever": ("RagRetriever",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

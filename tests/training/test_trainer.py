@@ -1,5 +1,6 @@
 """RagTrainer on tiny models: what learns, what is drawn, what is saved, and what a kill leaves."""
 
+import json
 import os
 import signal
 import socket
@@ -8,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from ragstone import KnowledgeBase, RagPipeline, RagRetriever
+from ragstone.encoders import load_encoder
 from ragstone.errors import InputError, ModelError
 from ragstone.marginal import any_answer_nll
 from ragstone.questions import Question
@@ -323,3 +327,69 @@ def test_a_step_on_two_processes_is_a_step_on_one(base, tmp_path):
     assert any(not torch.equal(start[name], one[name]) for name in one)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A base whose encoder is the tiny model's question encoder."""
+    from ragstone.testing import question_tokenizer, tiny_question_encoder
+
+    tiny_question_encoder().save_pretrained(tmp_path / "encoder")
+    question_tokenizer().save_pretrained(tmp_path / "encoder")
+    base = KnowledgeBase.create(tmp_path / "shared", encoder=tmp_path / "encoder", dtype="float32")
+    base.add(toy_passages())
+    return base
+
+
+def test_fresh_vectors_score_the_passages_and_have_a_gradient(shared, tmp_path):
+    options = TrainingOptions(k=3, candidates=2, train_passage_encoder=True)
+    trainer = trainer_of(shared, tmp_path / "out", options=options, dropout=False)
+    encoder = trainer.model.question_encoder
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    trainer.model.eval()
+    out = trainer.model(**trainer._prepare_inputs({"rows": QUESTIONS[:2]}), output_retrieved=True)
+    for row, ids in enumerate(out.retrieved_doc_ids):
+        fresh = trainer.shared_encoder(shared.get(ids))
+        assert not torch.allclose(fresh, torch.from_numpy(shared.vectors(ids)), atol=1e-2)
+        torch.testing.assert_close(out.doc_scores[row], fresh @ out.question_encoder_last_hidden_state[row])
+    whole = torch.autograd.grad(out.doc_scores.sum(), encoder.embeddings.word_embeddings.weight, retain_graph=True)[0]
+    passages_only = torch.autograd.grad(out.retrieved_doc_embeds.sum(), encoder.embeddings.word_embeddings.weight)[0]
+    assert whole.abs().sum() > 0
+    assert passages_only.abs().sum() > 0
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_base_is_encoded_anew_while_training_goes_on(shared, tmp_path, rank):
+    options = TrainingOptions(k=3, train_passage_encoder=True, refresh_every=2, question_encoder_lora_rank=rank)
+    trainer = trainer_of(
+        shared, tmp_path / "out", options=options, max_steps=10**6, save_strategy="steps", save_steps=1
+    )
+    version = shared.version
+
+    class Until(TrainerCallback):
+        """Ends the run with the first step after the base has moved on."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            control.should_training_stop = shared.version > version
+
+    trainer.args.save_total_limit = 1
+    trainer.add_callback(Until())
+    trainer.train()
+    assert shared.version > version
+    recorded = json.loads(Path(last_checkpoint(tmp_path / "out"), "knowledge_base.json").read_text())
+    assert recorded["version"] == shared.version
+    assert (tmp_path / "out" / "encoders" / recorded["encoder"]).is_dir()
+    trainer.save_model(tmp_path / "saved")
+    encoder = load_encoder(tmp_path / "saved" / "passage_encoder", dtype="float32")
+    trainer.model.eval()
+    expected = trainer.shared_encoder(toy_passages()).detach().numpy()
+    np.testing.assert_allclose(
+        encoder.encode_passages([(p.title, p.text) for p in toy_passages()]), expected, atol=1e-4
+    )
+
+
+def test_a_passage_encoder_that_is_another_model_cannot_learn_as_one(base, tmp_path):
+    with pytest.raises(InputError, match="another encoder than the model's question encoder"):
+        trainer_of(base, tmp_path / "out", options=TrainingOptions(train_passage_encoder=True))

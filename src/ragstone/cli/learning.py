@@ -38,6 +38,11 @@ def train(
     with_positives: Annotated[
         bool, typer.Option("--with-positives", help="Put the gold passage in where it was not found.")
     ] = False,
+    train_passage_encoder: Annotated[
+        bool,
+        typer.Option("--train-passage-encoder", help="The question encoder reads passages too; re-encodes the base."),
+    ] = False,
+    refresh_every: Annotated[int, typer.Option(min=0, help="Updates between re-encodings of the base meanwhile.")] = 0,
     freeze_question_encoder: Annotated[
         bool, typer.Option("--freeze-question-encoder", help="It does not learn.")
     ] = False,
@@ -99,6 +104,8 @@ def train(
             "search": how.value,
             "where": where,
             "with_positives": with_positives,
+            "train_passage_encoder": train_passage_encoder,
+            "refresh_every": refresh_every,
             "train_question_encoder": not freeze_question_encoder,
             "train_generator": not freeze_generator,
             "lora_rank": lora_rank,

@@ -74,6 +74,10 @@ def train_model(
         trainer.add_callback(_progress(progress, trainer.args.max_steps))
         result = trainer.train(resume_from_checkpoint=found)
     trainer.save_model(str(out_folder))
+    if trainer.shared_encoder is not None:
+        with progress_bar() as progress:
+            base.refresh()
+            base.reencode(out_folder / "passage_encoder", progress=progress)
     measured = {name: v for entry in trainer.state.log_history[-3:] for name, v in entry.items() if "eval_" in name}
     summary = {"model": str(out_folder), "steps": result.global_step, "loss": result.training_loss, **measured}
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -122,6 +123,35 @@ class Encoder:
         )
         return cls(model, tokenizer, spec)
 
+    def save(self, folder: str | Path) -> None:
+        """Write model, tokenizer and how vectors are made, in the layout of sentence-transformers."""
+        place, spec = Path(folder), self.spec
+        self.model.save_pretrained(place)
+        self.tokenizer.save_pretrained(place)
+        if spec.template == "pair":  # DPR's own class says everything
+            return
+        kinds = ["Transformer", "Pooling", *(["Normalize"] if spec.normalize else [])]
+        paths = ["", "1_Pooling", "2_Normalize"]
+        modules = [
+            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for n, (kind, path) in enumerate(zip(kinds, paths, strict=False))
+        ]
+        pooling = {"cls": "cls", "mean": "mean", "last_token": "lasttoken"}.get(spec.pooling)
+        if pooling is None:
+            raise InputError(f"sentence-transformers knows no pooling {spec.pooling!r}; use cls, mean or last_token.")
+        files = {
+            "modules.json": modules,
+            "sentence_bert_config.json": {"max_seq_length": spec.max_length},
+            "1_Pooling/config.json": {"embedding_dimension": spec.width, "pooling_mode": pooling},
+            "config_sentence_transformers.json": {
+                "prompts": {"query": spec.question_prompt, "document": spec.passage_prompt},
+                "similarity_fn_name": "cosine" if spec.normalize else "dot",
+            },
+        }
+        for name, values in files.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
+
     @property
     def width(self) -> int:
         """D, the width of the vectors."""
@@ -154,14 +184,23 @@ class Encoder:
             InputError: something other than a pair of strings is given.
             ModelError: a vector is not finite.
         """
+        return self._encode(*self._passage_texts(pairs), progress)
+
+    def embed_passages(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+        """N pairs (title, text) as one batch -> (N, D), in the model's dtype and mode, with gradient where that is on."""
+        tokens, types = self._tokenize(*self._passage_texts(pairs))
+        return embed(self.model, **self._pad(tokens, types), pooling=self.spec.pooling, normalize=self.spec.normalize)
+
+    def _passage_texts(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str] | None]:
+        """What is read of passages: N texts, or N pairs of them."""
         for i, pair in enumerate(pairs):
             if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
                 raise InputError(f"Passage {i} is {pair!r}; give a pair of strings (title, text).")
         prompt = self.spec.passage_prompt
         if self.spec.template == "pair":
-            return self._encode([prompt + title for title, _ in pairs], [text for _, text in pairs], progress)
+            return [prompt + title for title, _ in pairs], [text for _, text in pairs]
         # A passage without a title, or without a text, is the other of the two alone.
-        return self._encode([prompt + "\n".join(part for part in pair if part) for pair in pairs], None, progress)
+        return [prompt + "\n".join(part for part in pair if part) for pair in pairs], None
 
     def encode_questions(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode questions.

@@ -14,7 +14,8 @@ from ragstone.evaluation.trec import Run
 from ragstone.questions import Question
 
 if TYPE_CHECKING:
-    from ragstone.pipeline import Answer, RagPipeline
+    from ragstone.answers import Answer
+    from ragstone.pipeline import RagPipeline
 
 __all__ = ["depths", "evaluate", "judge"]
 

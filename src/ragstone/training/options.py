@@ -22,6 +22,10 @@ class TrainingOptions:
         with_positives: a question's gold passage takes the last place where it was not found; with ``k = 1`` the generator
             learns from gold passages alone.
         train_question_encoder, train_generator: whether the part learns.
+        train_passage_encoder: the question encoder reads passages too and learns from both. Stale vectors find
+            ``candidates``·K passages, of which the K best by fresh vectors are kept, with gradient.
+        candidates: how many times K are encoded anew.
+        refresh_every: steps after which a process of its own re-encodes the knowledge base; 0: never.
         lora_rank, question_encoder_lora_rank: rank of a low-rank adapter on all linear layers of the generator, of the
             question encoder; 0 trains the part itself.
         lora_alpha: α; the adapter is scaled by α over its rank. Twice the rank by default.
@@ -43,6 +47,9 @@ class TrainingOptions:
     with_positives: bool = False
     train_question_encoder: bool = True
     train_generator: bool = True
+    train_passage_encoder: bool = False
+    candidates: int = 4
+    refresh_every: int = 0
     lora_rank: int = 0
     question_encoder_lora_rank: int = 0
     lora_alpha: int | None = None
@@ -56,7 +63,7 @@ class TrainingOptions:
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("k", "test_k", "max_answers", "max_target_length", "max_new_tokens"):
+        for name in ("k", "test_k", "candidates", "max_answers", "max_target_length", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1.")
@@ -65,6 +72,14 @@ class TrainingOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 (no adapter) or a rank.")
         if self.answers not in ("sample", "all"):
             raise InputError(f"answers is {self.answers!r}; choose 'sample' or 'all'.")
+        if self.train_passage_encoder and (self.with_positives or not self.train_question_encoder):
+            raise InputError(
+                "train_passage_encoder needs a question encoder that learns, and leaves gold passages out."
+            )
+        if self.refresh_every and not self.train_passage_encoder:
+            raise InputError(
+                "refresh_every has no meaning while passages keep their vectors; set train_passage_encoder."
+            )
         if not (self.train_question_encoder or self.train_generator or self.learn_score_scale):
             raise InputError("Nothing is left to train; let the question encoder, the generator or τ learn.")
 

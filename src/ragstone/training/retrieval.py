@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
@@ -13,6 +14,8 @@ from ragstone.knowledge import Hit, KnowledgeBase
 from ragstone.questions import Question
 from ragstone.retriever import RagRetriever
 from ragstone.training.options import TrainingOptions
+from ragstone.training.passages import SharedEncoder
+from ragstone.training.rescoring import rescore
 
 __all__ = ["TrainingRetriever"]
 
@@ -24,10 +27,17 @@ class TrainingRetriever:
         retriever: over a knowledge base.
         options: ``search``, ``where`` and ``with_positives`` count here.
         questions: those whose gold passages are known.
+        encoder: encodes candidates anew, with gradient, where the passage encoder learns.
     """
 
-    def __init__(self, retriever: RagRetriever, options: TrainingOptions, questions: Sequence[Question] = ()) -> None:
-        self.retriever, self.options = retriever, options
+    def __init__(
+        self,
+        retriever: RagRetriever,
+        options: TrainingOptions,
+        questions: Sequence[Question] = (),
+        encoder: SharedEncoder | None = None,
+    ) -> None:
+        self.retriever, self.options, self.encoder = retriever, options, encoder
         self.positives = {q.question: q.positive_ids for q in questions if q.positive_ids}
         self._gold: dict[str, Hit] = {}
 
@@ -46,12 +56,21 @@ class TrainingRetriever:
         assert questions is not None
         k = self.options.k if n_docs is None else n_docs
         search, where = self.options.search, self.options.where
-        hits = self.retriever.retrieve(question_hidden_states, k, questions=questions, search=search, where=where)
+        found = k if self.encoder is None else k * self.options.candidates
+        hits = self.retriever.retrieve(question_hidden_states, found, questions=questions, search=search, where=where)
+        fresh = None
+        if self.encoder is not None:
+            vectors = torch.from_numpy(question_hidden_states).to(self.encoder.encoder.device)
+            fresh = rescore(vectors, hits, self.encoder, k)
+            hits = fresh.hits
         if self.options.with_positives:
             hits = [self._with_gold(question, row, k) for question, row in zip(questions, hits, strict=True)]
         width = question_hidden_states.shape[1]
         form: dict[str, Any] = {"prefix": prefix, "return_tensors": return_tensors, "null_passage": null_passage}
-        return self.retriever.batch(questions, hits, k, width, **form)
+        batch = self.retriever.batch(questions, hits, k, width, **form)
+        if fresh is not None:
+            batch["retrieved_doc_embeds"] = fresh.vectors
+        return batch
 
     def _with_gold(self, question: str, hits: list[Hit], k: int) -> list[Hit]:
         """The hits of a question, the last of which gives way to a gold passage if none is there."""

@@ -27,6 +27,7 @@ from ragstone.questions import Question
 from ragstone.retriever import RagRetriever
 from ragstone.training.options import TrainingOptions
 from ragstone.training.parts import frozen_parts, make_trainable, save_trained, trained_weights
+from ragstone.training.passages import RefreshPassages, SharedEncoder
 from ragstone.training.retrieval import TrainingRetriever
 
 __all__ = ["Estimate", "RagTrainer", "last_checkpoint"]
@@ -92,7 +93,16 @@ class RagTrainer(Trainer):
         self.plain_retriever = retriever
         set_seed(args.seed)  # of the adapters' first weights
         self.adapted = make_trainable(model, self.options)
-        model.set_retriever(TrainingRetriever(retriever, self.options, questions))
+        self.shared_encoder: SharedEncoder | None = None
+        callbacks = list(callbacks or [])
+        if self.options.train_passage_encoder:
+            if not isinstance(retriever.index, KnowledgeBase):
+                raise InputError("train_passage_encoder needs a knowledge base.")
+            self.shared_encoder = SharedEncoder(model, retriever.index, self.adapted.get("question_encoder"))
+            if every := self.options.refresh_every:
+                folder = Path(args.output_dir) / "encoders"
+                callbacks.append(RefreshPassages(retriever.index, self.shared_encoder, every, folder))
+        model.set_retriever(TrainingRetriever(retriever, self.options, questions, self.shared_encoder))
         model.config.n_docs = self.options.k
         super().__init__(
             model=model,
@@ -257,18 +267,22 @@ class RagTrainer(Trainer):
             return
         self.model.config.n_docs = self.options.k_at_test
         folder = Path(output_dir or self.args.output_dir)
+        if self.shared_encoder is not None:
+            self.shared_encoder.save(folder / "passage_encoder")
         save_trained(
             self.model,
             self.rag_tokenizer,
             folder,
             adapted=self.adapted,
             base_model=self.base_model,
-            passage_encoder=self._passage_encoder(),
+            passage_encoder=self._passage_encoder(folder),
         )
         self.model.config.n_docs = self.options.k
 
-    def _passage_encoder(self) -> str | None:
-        """The encoder that passages keep, where the model's question encoder was the same and has moved on."""
+    def _passage_encoder(self, folder: Path) -> str | None:
+        """The encoder of passages, where the question encoder was the same and has moved on, with it or without."""
+        if self.shared_encoder is not None:
+            return str(folder / "passage_encoder")
         base = self.plain_retriever.index
         if not self.options.train_question_encoder or not isinstance(base, KnowledgeBase) or not base.has_encoder:
             return None
