@@ -143,6 +143,23 @@ def test_adapters_are_saved_beside_the_name_of_their_base_and_load_into_it(base,
     assert abs(float(untrained(**batch, questions=["capital of France"], n_docs=3).nll - found.nll)) > 1e-2
 
 
+def test_a_run_can_begin_with_the_adapters_of_another(base, tmp_path):
+    first = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, lora_rank=2))
+    first.base_model = "anywhere"
+    first.train()
+    first.save_model(tmp_path / "first")
+    options = {"k": 3, "adapters": str(tmp_path / "first"), "question_encoder_lora_rank": 2}
+    second = trainer_of(base, tmp_path / "out2", options=TrainingOptions(lora_rank=2, **options))
+    trained = weights(first.model)
+    names = [name for name in trained if "lora_B" in name and ".generator." in name]
+    assert names
+    for name, value in weights(second.model).items():
+        if name in names:
+            assert torch.equal(value, trained[name])
+    with pytest.raises(ModelError, match="cannot be gone on with"):
+        trainer_of(base, tmp_path / "out3", options=TrainingOptions(lora_rank=4, **options))
+
+
 def test_adapters_without_a_base_are_merged_into_a_whole_checkpoint(base, tmp_path):
     trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, lora_rank=2))
     trainer.train()

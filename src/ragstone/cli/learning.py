@@ -51,6 +51,7 @@ def train(
     question_encoder_lora_rank: Annotated[int, typer.Option(min=0, help="The same for the question encoder.")] = 0,
     lora_alpha: Annotated[int | None, typer.Option(min=1, help="Scale of the adapters [twice the rank].")] = None,
     lora_dropout: Annotated[float, typer.Option(help="Dropout in front of the adapters.")] = 0.0,
+    adapters: Annotated[Path | None, typer.Option(help="Begin with the adapters of this checkpoint.")] = None,
     learn_score_scale: Annotated[bool, typer.Option("--learn-score-scale", help="τ learns too.")] = False,
     score_scale: Annotated[float | None, typer.Option(help="τ to start from.")] = None,
     null_passage: Annotated[
@@ -112,6 +113,7 @@ def train(
             "question_encoder_lora_rank": question_encoder_lora_rank,
             "lora_alpha": lora_alpha,
             "lora_dropout": lora_dropout,
+            "adapters": None if adapters is None else str(adapters),
             "learn_score_scale": learn_score_scale,
             "question_encoder_learning_rate": question_encoder_learning_rate,
             "answers": answers,

@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from ragstone.errors import MissingExtraError, ModelError
 
-__all__ = ["ADAPTERS", "OTHER_WEIGHTS", "PARTS", "base_of", "load_trained"]
+__all__ = ["ADAPTERS", "ADAPTER_WEIGHTS", "OTHER_WEIGHTS", "PARTS", "base_of", "load_trained"]
 
 PARTS = ("question_encoder", "generator")
 ADAPTERS = "adapters"
 OTHER_WEIGHTS = "weights.safetensors"
-_SETTINGS, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
@@ -77,7 +77,7 @@ def _merge(part: Any, folder: Path) -> None:
     if not plain:
         _merge_with_peft(part, folder)
         return
-    weights = _read(folder / _WEIGHTS)
+    weights = _read(folder / ADAPTER_WEIGHTS)
     modules = dict(part.named_modules())
     scale = settings["lora_alpha"] / settings["r"]
     for name in sorted(name for name in weights if name.endswith(".lora_A.weight")):

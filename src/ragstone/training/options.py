@@ -30,6 +30,7 @@ class TrainingOptions:
             question encoder; 0 trains the part itself.
         lora_alpha: α; the adapter is scaled by α over its rank. Twice the rank by default.
         lora_dropout: dropout in front of the adapter.
+        adapters: a checkpoint of adapters of the same ranks on the same base, to begin with.
         learn_score_scale: τ is learnt too (one parameter, log τ).
         question_encoder_learning_rate: of the question encoder and τ; ``TrainingArguments.learning_rate`` by default.
         answers: ``"sample"`` trains on one accepted answer a step, drawn anew each time; ``"all"`` on −log Σ_a p(a|x), the
@@ -54,6 +55,7 @@ class TrainingOptions:
     question_encoder_lora_rank: int = 0
     lora_alpha: int | None = None
     lora_dropout: float = 0.0
+    adapters: str | None = None
     learn_score_scale: bool = False
     question_encoder_learning_rate: float | None = None
     answers: Literal["sample", "all"] = "sample"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ragstone.errors import InputError, MissingExtraError
+from ragstone.errors import InputError, MissingExtraError, ModelError
 from ragstone.models import RagForGeneration, RagTokenizer
-from ragstone.models.adapters import ADAPTERS, OTHER_WEIGHTS, PARTS
+from ragstone.models.adapters import ADAPTER_WEIGHTS, ADAPTERS, OTHER_WEIGHTS, PARTS
 from ragstone.training.options import TrainingOptions
 
 __all__ = ["frozen_parts", "make_trainable", "save_trained", "trained_weights"]
@@ -38,6 +39,8 @@ def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[st
             )
         if learns[name] and ranks[name]:
             adapted[name] = _adapt(part, ranks[name], options)
+            if options.adapters is not None:
+                _begin_with(adapted[name], Path(options.adapters) / ADAPTERS / name)
     if (
         options.train_question_encoder
         and model.config.pooling != "pooler"
@@ -63,6 +66,25 @@ def _adapt(part: Any, rank: int, options: TrainingOptions) -> Any:
         exclude_modules=["pooler.dense"] if getattr(part, "pooler", None) is not None else None,
     )
     return get_peft_model(part, settings)
+
+
+def _begin_with(adapted: Any, folder: Path) -> None:
+    """Give an adapter the weights of a saved one; a part that had none then begins anew."""
+    from peft import set_peft_model_state_dict
+
+    if not folder.parent.is_dir():
+        raise InputError(
+            f"{folder.parent.parent} holds no {ADAPTERS}/; name a checkpoint that was trained with adapters."
+        )
+    if not folder.is_dir():
+        return
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        set_peft_model_state_dict(adapted, load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"{file} cannot be gone on with ({error}); use the rank and the base that it was made with."
+        ) from error
 
 
 def frozen_parts(model: RagForGeneration) -> list[nn.Module]:

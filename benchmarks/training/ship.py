@@ -1,0 +1,40 @@
+"""Make the adapters of ``"local"`` out of a trained checkpoint: bfloat16, and at most 12 MB.
+
+    python benchmarks/training/ship.py TRAINED src/ragstone/adapters
+
+Figures are to be measured with the files this writes. The model card (README.md) in the target folder is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ragstone.models.adapters import ADAPTER_WEIGHTS, ADAPTERS
+
+LARGEST = 12 * 10**6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trained", type=Path)
+    parser.add_argument("target", type=Path)
+    options = parser.parse_args()
+    options.target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(options.trained / "config.json", options.target)
+    shutil.copytree(options.trained / ADAPTERS, options.target / ADAPTERS, dirs_exist_ok=True)
+    files = list((options.target / ADAPTERS).glob(f"*/{ADAPTER_WEIGHTS}"))
+    for file in files:
+        save_file({name: weight.to(torch.bfloat16) for name, weight in load_file(file).items()}, file)
+    size = sum(file.stat().st_size for file in files)
+    print(f"{options.target}: {size / 1e6:.1f} MB in {len(files)} adapters")
+    if size > LARGEST:
+        raise SystemExit(f"These are more than {LARGEST / 1e6:.0f} MB; train adapters of a lower rank.")
+
+
+if __name__ == "__main__":
+    main()
