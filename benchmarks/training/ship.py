@@ -1,6 +1,6 @@
 """Make the adapters of ``"local"`` out of a trained checkpoint: bfloat16, and at most 12 MB.
 
-    python benchmarks/training/ship.py TRAINED src/ragstone/adapters
+    python benchmarks/training/ship.py TRAINED src/ragstone/local_checkpoint
 
 Figures are to be measured with the files this writes. The model card (README.md) in the target folder is left as it is.
 """
@@ -8,6 +8,7 @@ Figures are to be measured with the files this writes. The model card (README.md
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -23,9 +24,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trained", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("-k", type=int, default=5, help="passages a question, unless told otherwise")
     options = parser.parse_args()
     options.target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(options.trained / "config.json", options.target)
+    config = json.loads((options.trained / "config.json").read_text(encoding="utf-8"))
+    config["n_docs"] = options.k
+    (options.target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.copytree(options.trained / ADAPTERS, options.target / ADAPTERS, dirs_exist_ok=True)
     files = list((options.target / ADAPTERS).glob(f"*/{ADAPTER_WEIGHTS}"))
     for file in files:

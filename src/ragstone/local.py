@@ -231,7 +231,7 @@ def _llama_name(name: str) -> str:
 
 def adapter_folder() -> Path:
     """Return the folder of the adapters that come with Ragstone, trained for the local models; its README is their card."""
-    return Path(__file__).parent / "adapters"
+    return Path(__file__).parent / "local_checkpoint"
 
 
 def resolve(name: str, kind: Literal["encoder", "generator"]) -> str:

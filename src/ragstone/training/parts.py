@@ -133,6 +133,7 @@ def save_trained(
         tokenizer.save_pretrained(folder)
         return
     for name, part in adapted.items():
+        part.active_peft_config.base_model_name_or_path = None  # a path of this machine; base_model says it
         part.save_pretrained(str(folder / ADAPTERS / name))
         (folder / ADAPTERS / name / "README.md").unlink(missing_ok=True)
     prefixes = tuple(f"rag.{name}." for name in adapted)
