@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--passages", type=Path, required=True)
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--kb", type=Path, required=True)
+    parser.add_argument("--model", default="local", help='"local-untrained": without the adapters')
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-k", type=int, default=5)
@@ -53,7 +54,7 @@ def main() -> None:
     questions = questions[: options.limit]
     figures: dict[str, Any] = {"machine": describe(), "questions": len(questions), "k": options.k, **indexing}
     for method in options.methods:
-        rag = RagPipeline.from_pretrained("local", knowledge_base=base, method=method, dtype=options.dtype)
+        rag = RagPipeline.from_pretrained(options.model, knowledge_base=base, method=method, dtype=options.dtype)
         rag.model.config.score_scale = options.score_scale or rag.model.config.score_scale
         figures["dtype"], figures["score_scale"] = str(rag.model.generator.dtype), rag.model.config.tau
         if CEILINGS[0] not in figures:  # K = 1: both methods are the same model

@@ -63,7 +63,7 @@ WORKS = {
     "token-beams": Work("token", batch=4, k=5, beams=4, tokens=16),
     "token-greedy": Work("token", batch=1, k=15, beams=1, tokens=16),
 }
-SWEEPS, SWEPT = {"k": [1, 5, 15, 50], "beams": [1, 2, 4, 8], "batch": [1, 2, 4, 8]}, Work("", 1, 5, 1, 8)
+SWEEPS, SWEPT = {"k": [1, 5, 10, 25], "beams": [1, 2, 4, 8], "batch": [1, 2, 4, 8]}, Work("", 1, 5, 1, 8)
 QUESTION_TOKENS = 12
 CLEAR = 1e-3  # nats by which a winner must be ahead for both sides to have to agree
 # With random weights all passages lead to one answer, or each to its own chaos. So cross-attention is sharper and stronger,

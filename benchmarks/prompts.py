@@ -1,4 +1,4 @@
-"""Prompts for the local default, compared on development questions.
+"""Prompts for the local models as they come, compared on development questions.
 
     python benchmarks/prompts.py --questions questions.jsonl --kb /tmp/wiki18 [--limit 60] [--seed 1]
 
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     base = KnowledgeBase.open(options.kb)
-    rag = RagPipeline.from_pretrained("local", knowledge_base=base)
+    rag = RagPipeline.from_pretrained(local.UNTRAINED, knowledge_base=base)
     questions = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
     random.Random(options.seed).shuffle(questions)
     pairs = zip(questions, best_passages(rag, base, questions[: 2 * options.limit]), strict=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ragstone.errors import InputError
-from ragstone.generators import CausalGenerator, PromptStore
+from ragstone.generators import CausalGenerator, PromptStore, lengths
 from ragstone.testing import ToyRetriever, tiny_generator, tiny_rag
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -27,9 +27,11 @@ def reads(model):
     return seen
 
 
+@pytest.mark.parametrize("tokens", [8, 1024], ids=["apart", "together"])
 @pytest.mark.parametrize("padding", ["right", "left"])
 @torch.no_grad()
-def test_kept_beginnings_change_nothing(causal, contexts, targets, padding):
+def test_kept_beginnings_change_nothing(causal, contexts, targets, padding, tokens, monkeypatch):
+    monkeypatch.setattr(lengths, "_TOKENS_AT_A_TIME", {"cpu": tokens})
     ids, mask = contexts(padding)
     plain, store = CausalGenerator(causal.model), PromptStore()
     kept = CausalGenerator(causal.model, store=store)

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ragstone.generators import head
+from ragstone.generators import head, lengths
 from ragstone.marginal import IGNORED, label_log_probs, log_probs, marginal_next_token, mean_log_probs, scored_tokens
 from ragstone.models import targets
 from ragstone.models.targets import target_logits
@@ -17,8 +17,9 @@ VOCABULARY, BATCH, PASSAGES = 40, 3, 4
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Of two positions."""
+    """Of two positions, and contexts read a few at a time."""
     monkeypatch.setattr(head, "LOGITS_PER_BLOCK", 2 * PASSAGES * VOCABULARY)
+    monkeypatch.setattr(lengths, "_TOKENS_AT_A_TIME", {"cpu": 16})
 
 
 @pytest.fixture(params=[0.0, 0.1], ids=["", "smoothed"])

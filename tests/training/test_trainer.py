@@ -128,7 +128,9 @@ def test_adapters_are_saved_beside_the_name_of_their_base_and_load_into_it(base,
     trainer.save_model(tmp_path / "trained")
     files = {str(f.relative_to(tmp_path / "trained")) for f in (tmp_path / "trained").rglob("*.safetensors")}
     for file in (tmp_path / "trained").rglob("*.json"):
-        assert str(tmp_path) not in file.read_text(), "a folder that is moved names no place of the machine it came from"
+        assert str(tmp_path) not in file.read_text(), (
+            "a folder that is moved names no place of the machine it came from"
+        )
     assert files == {f"adapters/{part}/adapter_model.safetensors" for part in ("generator", "question_encoder")}
     (tmp_path / "elsewhere").mkdir()
     for name in ("base", "trained"):

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ragstone.errors import InputError, ModelError
 from ragstone.generators.attention import RowGroups, rows_grouped, share_prompts
 from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding, select_cache
+from ragstone.generators.lengths import rows_at_a_time
 from ragstone.generators.prompt_store import PromptStore
 from ragstone.generators.prompts import pad_rows
 
@@ -85,14 +86,15 @@ class CausalGenerator(Generator):
         names = {head: store.name(self.model, list(head)) for head in dict.fromkeys(heads)}
         found = {head: store.get(name) for head, name in names.items()}
         known = {head: states for head, states in found.items() if states is not None}
-        missing = [head for head in names if head not in known]
-        if missing:
-            ids, mask = (part.to(device) for part in pad_rows(missing, fill=fill))
+        missing = sorted((head for head in names if head not in known), key=len)
+        for size in rows_at_a_time([len(head) for head in missing], device.type):
+            part, missing = missing[:size], missing[size:]
+            ids, mask = (tensor.to(device) for tensor in pad_rows(part, fill=fill))
             cache = DynamicCache(config=self.model.config)
             self._call(ids, mask, keep=1, past_key_values=cache)
-            for n, head in enumerate(missing):
-                parts = [torch.stack((c.keys[n], c.values[n]))[:, :, : len(head)] for c in cache.layers]
-                known[head] = torch.stack(parts)
+            for n, head in enumerate(part):
+                kept = [torch.stack((c.keys[n], c.values[n]))[:, :, : len(head)] for c in cache.layers]
+                known[head] = torch.stack(kept)
                 store.put(names[head], known[head].cpu())
         width, tail = max(lengths), max(len(row) - n for row, n in zip(rows, lengths, strict=True))
         # (layers, 2, N, heads, S + tail, ·): the beginnings end side by side, and what follows has its place behind them.

@@ -10,11 +10,9 @@ from torch import Tensor
 from ragstone.errors import InputError
 from ragstone.generators import Generator, trim_padding
 from ragstone.generators.head import score_in_blocks
+from ragstone.generators.lengths import rows_at_a_time
 from ragstone.marginal import IGNORED, label_log_probs, scored_tokens
 from ragstone.models.outputs import RagInputs, TargetScores
-
-_TOKENS_AT_A_TIME, _MANY_TOKENS = {"cpu": 1024}, 2**15
-"""Tokens of context that a device needs at a time to work at its best rate."""
 
 __all__ = ["check_tokens", "score_targets", "target_logits"]
 
@@ -81,7 +79,7 @@ def _label_hidden(
     lengths = attention_mask.sum(dim=1)
     order = lengths.argsort()
     parts = []
-    sizes = _rows_at_a_time(lengths[order].tolist(), input_ids.device.type)
+    sizes = rows_at_a_time(lengths[order].tolist(), input_ids.device.type)
     for rows in torch.split(order, sizes):
         ids, mask = trim_padding(input_ids[rows], attention_mask[rows])
         given = None if decoder_input_ids is None else decoder_input_ids[rows]
@@ -90,17 +88,6 @@ def _label_hidden(
             return None
         parts.append(hidden)
     return torch.cat(parts)[order.argsort()]
-
-
-def _rows_at_a_time(lengths: list[int], device: str) -> list[int]:
-    """How many of the rows, sorted by length, make each part: as few parts as hold enough tokens to keep a device busy."""
-    sizes, rows = [], 0
-    for length in lengths:
-        rows += 1
-        if rows * length >= _TOKENS_AT_A_TIME.get(device, _MANY_TOKENS):
-            sizes.append(rows)
-            rows = 0
-    return [*sizes, rows] if rows else sizes
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
