@@ -36,6 +36,15 @@ def test_the_local_default_answers_briefly_from_its_passages():
 
 
 @pytest.mark.local
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_passages_that_the_local_default_has_read_are_not_read_again(dtype):
+    rag = RagPipeline.from_pretrained("local", dtype=dtype)
+    rag("Who wrote Hamlet?", passages=PASSAGES, max_new_tokens=2)
+    rag("Where is Hamlet set?", passages=PASSAGES, max_new_tokens=2)
+    assert (rag.model.rag.prompt_store.hits, rag.model.rag.prompt_store.misses) == (2, 2)
+
+
+@pytest.mark.local
 def test_the_model_classes_load_the_local_default_too():
     model = RagSequenceForGeneration.from_pretrained("local")
     weights = dict(model.named_parameters())
