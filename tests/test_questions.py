@@ -126,7 +126,7 @@ def test_a_limit_takes_the_first_or_draws_and_a_larger_draw_holds_the_smaller(wr
         ("q.tsv", "who?\t['a']\tmore\n", "line 1: 3 columns"),
         ("q.tsv", "ok?\t['a']\nwho?\tUdo\n", "line 2: the answers 'Udo'"),
         ("q.tsv", "who?\t[1, 2]\n", "not all strings"),
-        ("q.tsv", "who?\t" + "x" * 200_000, "line 1: field larger"),
+        ("q.tsv", "who?\t" + "x" * 200_000, "line 1: the answers 'xxx"),
         ("q.txt", "who?", "of no kind"),
         ("q.jsonl", b'{"question": "Z\xfcrich?", "answers": ["b"]}', "not UTF-8 at byte 15"),
     ],

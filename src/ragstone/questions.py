@@ -150,6 +150,7 @@ def _from_object(value: Any, number: int, place: str) -> Question:
 
 
 def _read_table(path: Path) -> Iterator[Question]:
+    csv.field_size_limit(2**31 - 1)  # one limit per process, and too low for many answers
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
         try:

@@ -65,7 +65,7 @@ class HypothesisTable:
         if not self.disjoint:
             return np.ones_like(self.log_prior)
         known = np.where(np.isnan(self.log_probs), -np.inf, self.log_probs)
-        return np.minimum(1.0 - np.exp(known).sum(axis=0) + _SLACK, 1.0)
+        return np.clip(1.0 - np.exp(known).sum(axis=0) + _SLACK, 0.0, 1.0)
 
     def bounds(self) -> tuple[Floats, Floats]:
         """log p(h|x) is at least and at most: (H,), (H,)."""
