@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 
 from ragstone.decoding.contexts import Contexts
-from ragstone.decoding.outputs import RagGenerateOutput
+from ragstone.decoding.outputs import RagGenerateOutput, sequence_output, token_output
 from ragstone.decoding.scoring import predicted_tokens, score_sequences
 from ragstone.generators.prompts import pad_rows
-from ragstone.marginal import (
-    mean_token_posterior,
-    sequence_log_likelihood,
-    sequence_posterior,
-    token_log_likelihood,
-)
 
 __all__ = ["score_candidates"]
 
@@ -51,17 +45,5 @@ def score_candidates(
     scores = score_sequences(contexts, questions, sequences, passages)
     scores = scores.masked_fill(~counts.unsqueeze(1), 0.0)
     if method == "sequence":
-        return RagGenerateOutput(
-            sequences=sequences,
-            log_probs=sequence_log_likelihood(prior, scores, counts),
-            posteriors=sequence_posterior(prior, scores, counts),
-            token_log_probs=scores,
-        )
-    posteriors, by_token = mean_token_posterior(prior, scores, counts)
-    return RagGenerateOutput(
-        sequences=sequences,
-        log_probs=token_log_likelihood(prior, scores, counts),
-        posteriors=posteriors,
-        token_posteriors=by_token,
-        token_log_probs=scores,
-    )
+        return sequence_output(prior, sequences, scores)
+    return token_output(prior, sequences, scores, counts)

@@ -20,12 +20,12 @@ from transformers.utils import ModelOutput
 
 from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.options import is_neutral, option, permitted
-from ragstone.decoding.outputs import RagGenerateOutput
+from ragstone.decoding.outputs import RagGenerateOutput, token_output
 from ragstone.decoding.quick_search import Found, SearchPlan, quick_search
 from ragstone.decoding.scoring import predicted_tokens, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
-from ragstone.marginal import log_probs, marginal_next_token, mean_token_posterior, token_log_likelihood
+from ragstone.marginal import log_probs, marginal_next_token
 
 __all__ = ["marginal_search", "rag_token_generate"]
 
@@ -69,18 +69,8 @@ def rag_token_generate(contexts: Contexts, log_prior: Tensor, **options: Any) ->
     counts = predicted_tokens(generator, sequences)[1]
     token_log_probs = token_log_probs.masked_fill(~counts.unsqueeze(1), 0.0)
     prior, output = log_prior[questions], found.output or {}
-    posteriors, by_token = mean_token_posterior(prior, token_log_probs, counts)
-    return RagGenerateOutput(
-        sequences=sequences,
-        log_probs=token_log_likelihood(prior, token_log_probs, counts),
-        posteriors=posteriors,
-        token_posteriors=by_token,
-        token_log_probs=token_log_probs,
-        sequences_scores=output.get("sequences_scores"),
-        scores=output.get("scores"),
-        logits=output.get("logits"),
-        beam_indices=output.get("beam_indices"),
-    )
+    kept = ("sequences_scores", "scores", "logits", "beam_indices")
+    return token_output(prior, sequences, token_log_probs, counts, **{name: output.get(name) for name in kept})
 
 
 def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[int], options: dict[str, Any]) -> Tensor:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-__all__ = ["RagGenerateOutput"]
+from ragstone.marginal import (
+    mean_token_posterior,
+    sequence_log_likelihood,
+    sequence_posterior,
+    token_log_likelihood,
+)
+
+__all__ = ["RagGenerateOutput", "sequence_output", "token_output"]
 
 
 @dataclass
@@ -41,3 +49,29 @@ class RagGenerateOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
     beam_indices: Tensor | None = None
     log_prob_bounds: Tensor | None = None
+
+
+def sequence_output(prior: Tensor, sequences: Tensor, token_log_probs: Tensor, **others: Any) -> RagGenerateOutput:
+    """RAG-Sequence's output: log p(z|x) (R, K), sequences (R, T), log p(y_t|x,z,y_<t) (R, K, T') with 0 past the end."""
+    return RagGenerateOutput(
+        sequences=sequences,
+        log_probs=sequence_log_likelihood(prior, token_log_probs),
+        posteriors=sequence_posterior(prior, token_log_probs),
+        token_log_probs=token_log_probs,
+        **others,
+    )
+
+
+def token_output(
+    prior: Tensor, sequences: Tensor, token_log_probs: Tensor, counts: Tensor, **others: Any
+) -> RagGenerateOutput:
+    """RAG-Token's output; shapes as in :func:`sequence_output`, and ``counts`` (R, T'), which tokens count."""
+    posteriors, by_token = mean_token_posterior(prior, token_log_probs, counts)
+    return RagGenerateOutput(
+        sequences=sequences,
+        log_probs=token_log_likelihood(prior, token_log_probs, counts),
+        posteriors=posteriors,
+        token_posteriors=by_token,
+        token_log_probs=token_log_probs,
+        **others,
+    )

@@ -20,12 +20,11 @@ from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.hypotheses import HypothesisTable
 from ragstone.decoding.marginal_search import marginal_search
 from ragstone.decoding.options import option, permitted
-from ragstone.decoding.outputs import RagGenerateOutput
+from ragstone.decoding.outputs import RagGenerateOutput, sequence_output
 from ragstone.decoding.scoring import hypotheses_of, score_pairs, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import Generator
 from ragstone.generators.prompts import pad_rows
-from ragstone.marginal import sequence_log_likelihood, sequence_posterior
 
 __all__ = ["DECODE_MODES", "rag_sequence_generate"]
 
@@ -263,8 +262,9 @@ def _sample(
     questions = rows // passages
     sequences = _search_rows(generator, contexts.encode().select(rows), questions, options).sequences
     scores = score_sequences(contexts, questions, sequences, passages)
-    found = _probabilities(log_prior[questions], sequences, scores)
-    return RagGenerateOutput(**found, sequences_scores=found["log_probs"])
+    found = sequence_output(log_prior[questions], sequences, scores)
+    found.sequences_scores = found.log_probs
+    return found
 
 
 def _ranks(table: HypothesisTable, decode: str) -> list[float]:
@@ -311,20 +311,12 @@ def _collect(
             scores[n, k, :length] = -torch.inf if known is None else known
     bounds = [tables[b].bounds() for b in range(len(tables))]
     prior = log_prior[torch.tensor([b for b, _ in flat], device=device)]
-    return RagGenerateOutput(
-        **_probabilities(prior, sequences, scores),
+    return sequence_output(
+        prior,
+        sequences,
+        scores,
         sequences_scores=torch.tensor([ranks[b][number] for b, number in flat], dtype=wide, device=device),
         log_prob_bounds=torch.tensor(
             [[side[number] for side in bounds[b]] for b, number in flat], dtype=wide, device=device
         ),
     )
-
-
-def _probabilities(prior: Tensor, sequences: Tensor, scores: Tensor) -> dict[str, Any]:
-    """What is returned of sequences (R, T) with log p(y_t|x,z,y_<t) (R, K, T') and log p(z|x) (R, K)."""
-    return {
-        "sequences": sequences,
-        "log_probs": sequence_log_likelihood(prior, scores),
-        "posteriors": sequence_posterior(prior, scores),
-        "token_log_probs": scores,
-    }
