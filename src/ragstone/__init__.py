@@ -6,8 +6,9 @@ nothing: no model, no thread, no logger set-up.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ragstone._lazy import loader
 
 if TYPE_CHECKING:
     from ragstone.answers import Answer, Evidence
@@ -40,27 +41,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ragstone.knowledge": ("Hit", "KnowledgeBase", "Passage"),
-    "ragstone.models": (
+    "knowledge": ("Hit", "KnowledgeBase", "Passage"),
+    "models": (
         "RagConfig",
         "RagModel",
         "RagSequenceForGeneration",
         "RagTokenForGeneration",
         "RagTokenizer",
     ),
-    "ragstone.pipeline": ("RagPipeline",),
-    "ragstone.answers": ("Answer", "Evidence"),
-    "ragstone.retriever": ("RagRetriever",),
+    "pipeline": ("RagPipeline",),
+    "answers": ("Answer", "Evidence"),
+    "retriever": ("RagRetriever",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ragstone' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

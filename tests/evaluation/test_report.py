@@ -136,7 +136,7 @@ def test_the_prior_s_mass_groups_questions():
 
 
 def test_without_matplotlib_the_command_is_named(tmp_path, monkeypatch):
-    def missing(module, purpose):
+    def missing(name, module, purpose):
         raise MissingExtraError(f"{purpose} needs {module}")
 
     monkeypatch.setattr(plots, "extra", missing)

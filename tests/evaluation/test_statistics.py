@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
+from ragstone._extras import extra
 from ragstone.errors import InputError, MissingExtraError
 from ragstone.evaluation import bootstrap_interval, compare_scores, statistics
-from ragstone.evaluation.extras import extra
 
 
 def test_an_interval_is_that_of_its_seed_and_holds_the_mean():
@@ -67,7 +67,7 @@ def test_runs_of_different_length_are_refused():
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
     with pytest.raises(MissingExtraError, match=r'A chart needs no-such-package; pip install "ragstone\[evaluation\]"'):
-        extra("no_such_package.part", "A chart")
-    monkeypatch.setattr(statistics, "extra", lambda module, purpose: extra("no_such_package", purpose))
+        extra("evaluation", "no_such_package.part", "A chart")
+    monkeypatch.setattr(statistics, "extra", lambda name, module, purpose: extra(name, "no_such_package", purpose))
     with pytest.raises(MissingExtraError, match="confidence interval"):
         bootstrap_interval([1.0, 0.0])

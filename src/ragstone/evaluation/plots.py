@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from ragstone._extras import extra
 from ragstone.evaluation.diagnosis import calibration_bins
-from ragstone.evaluation.extras import extra
 from ragstone.evaluation.results import Evaluation, Prediction
 from ragstone.evaluation.statistics import bootstrap_interval
 from ragstone.metrics import hit_at_k, recall_at_k
@@ -44,7 +44,8 @@ def main_score(evaluation: Evaluation) -> str:
 
 def _chart(name: str, description: str, xlabel: str, ylabel: str, draw: Callable[[Any], None]) -> str:
     """An SVG element to put into a page; ``name`` keeps its ids apart from those of other charts."""
-    matplotlib, figures, tickers = (extra(f"matplotlib{part}", "The report") for part in ("", ".figure", ".ticker"))
+    parts = ("matplotlib", "matplotlib.figure", "matplotlib.ticker")
+    matplotlib, figures, tickers = (extra("evaluation", part, "The report") for part in parts)
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure = figures.Figure(figsize=(5, 3.4), layout="constrained")
@@ -144,7 +145,7 @@ def calibration_diagram(predictions: Sequence[Prediction]) -> str:
             sure, right, s=[20 + 400 * b.count / len(answered) for b in bins], color=BLUE, zorder=3, clip_on=False
         )
         axes.set(xlim=(0, 1))
-        axes.xaxis.set_major_formatter(extra("matplotlib.ticker", "The report").PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(extra("evaluation", "matplotlib.ticker", "The report").PercentFormatter(1.0))
         axes.legend(loc="upper left")
 
     description = "; ".join(f"of {b.confidence:.0%} sure answers {b.accuracy:.0%} are right" for b in bins)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ragstone.errors import DataError, InputError, MissingExtraError
 from ragstone.evaluation.diagnosis import calibration_error, entropy, same_passages
+from ragstone.evaluation.files import numbered_lines
 from ragstone.evaluation.statistics import Comparison, bootstrap_interval, compare_scores
 from ragstone.evaluation.texts import bleu_1, distinct_ngrams
 from ragstone.questions import Question
@@ -192,16 +193,8 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
 
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Read what `write_predictions` wrote."""
-    path, found = Path(path), []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    found.append(_prediction(line, f"{path}, line {number}"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; write it with --predictions") from None
+    lines = numbered_lines(Path(path), remedy="write it with --predictions")
+    found = [_prediction(line, place) for place, line in lines]
     if not found:
         raise DataError(f"{path} holds no prediction; write it with --predictions")
     return found

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ragstone._extras import extra
 from ragstone.errors import InputError
-from ragstone.evaluation.extras import extra
 
 __all__ = ["Comparison", "bootstrap_interval", "compare_scores"]
 
@@ -45,7 +45,7 @@ def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, see
     >>> bootstrap_interval([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
-    stats = extra("scipy.stats", "A confidence interval")
+    stats = extra("evaluation", "scipy.stats", "A confidence interval")
     sample = np.asarray(values, dtype=float)
     if not len(sample):
         raise InputError("values is empty; an interval needs at least 1 question")
@@ -71,7 +71,7 @@ def compare_scores(values: Sequence[float], others: Sequence[float], *, seed: in
     >>> compare_scores([1.0, 1.0], [0.0, 0.0]).p_value
     0.5
     """
-    stats = extra("scipy.stats", "A comparison of two runs")
+    stats = extra("evaluation", "scipy.stats", "A comparison of two runs")
     first, second = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
     if not len(first) or first.shape != second.shape:
         raise InputError(f"{len(first)} scores came with {len(second)} others; compare runs over the same questions")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
 
-from ragstone.evaluation.extras import extra
+from ragstone._extras import extra
 
 __all__ = ["bleu_1", "distinct_ngrams", "q_bleu_1", "rouge_l"]
 
@@ -24,7 +24,7 @@ def rouge_l(prediction: str, answers: str | Iterable[str]) -> float:
     >>> rouge_l("the cat sat down", ["the cat lay down"])
     0.75
     """
-    scorer = extra("rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(["rougeL"])
+    scorer = extra("evaluation", "rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(["rougeL"])
     listed = [answers] if isinstance(answers, str) else list(answers)
     return float(scorer.score_multi(listed, prediction)["rougeL"].fmeasure)
 
@@ -39,7 +39,7 @@ def bleu_1(predictions: Sequence[str], answers: Sequence[str | Sequence[str]]) -
     """
     listed = [[each] if isinstance(each, str) else list(each) for each in answers]
     references = [list(column) for column in zip_longest(*listed)]
-    metric = extra("sacrebleu.metrics", "BLEU").BLEU(max_ngram_order=1)
+    metric = extra("evaluation", "sacrebleu.metrics", "BLEU").BLEU(max_ngram_order=1)
     return float(metric.corpus_score(list(predictions), references).score / 100)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ragstone.errors import DataError, InputError
+from ragstone.evaluation.files import numbered_lines
 from ragstone.evaluation.results import Prediction
 
 __all__ = ["Run", "read_run", "write_run"]
@@ -23,17 +24,10 @@ def read_run(path: str | Path) -> Run:
     Raises:
         DataError: the file cannot be read, or a line of it; the message names the line.
     """
-    path, run = Path(path), Run()
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    question, passage, score = _fields(line, f"{path}, line {number}")
-                    run.setdefault(question, []).append((passage, score))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    run = Run()
+    for place, line in numbered_lines(Path(path), remedy="save it as UTF-8"):
+        question, passage, score = _fields(line, place)
+        run.setdefault(question, []).append((passage, score))
     if not run:
         raise DataError(f"{path} holds no ranking; write lines of: question-id Q0 passage-id rank score tag")
     for question, ranked in run.items():

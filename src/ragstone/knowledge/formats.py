@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
-from ragstone.errors import DocumentError, MissingExtraError
+from ragstone._extras import extra
+from ragstone.errors import DocumentError
 
 __all__ = ["MAX_BYTES", "READERS", "Extract", "Section", "encoding_of"]
 
@@ -185,10 +186,7 @@ def _read_docx(path: Path) -> Extract:
 
 
 def _read_pdf(path: Path) -> Extract:
-    try:
-        import pypdfium2
-    except ImportError:
-        raise MissingExtraError(f'{path}: reading PDF needs pypdfium2; pip install "ragstone[documents]"') from None
+    pypdfium2 = extra("documents", "pypdfium2", f"{path}: reading PDF")
     try:
         with pypdfium2.PdfDocument(path) as pdf:
             pages = [page.get_textpage().get_text_bounded() for page in pdf]
