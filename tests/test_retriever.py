@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from ragstone import KnowledgeBase, Passage, RagConfig, RagRetriever, RagSequenceForGeneration
-from ragstone.encoders import Encoder
+from ragstone.encoders import Encoder, load_encoder
 from ragstone.errors import InputError, ModelError
 from ragstone.knowledge.loose import dummy_passages
 from ragstone.models import Retriever
-from ragstone.testing import TOY_PASSAGES, ToyEncoder, tiny_rag, toy_passages
+from ragstone.testing import (
+    TOY_PASSAGES,
+    ToyEncoder,
+    question_tokenizer,
+    tiny_question_encoder,
+    tiny_rag,
+    toy_passages,
+)
 
 
 @pytest.fixture
@@ -212,3 +219,20 @@ def test_a_dataset_must_have_its_columns():
     broken = Dataset.from_dict({"title": ["a"], "text": ["b"], "embeddings": [[float("nan")] * 16]})
     with pytest.raises(InputError, match="finite"):
         retriever_of(model, tokenizer, broken)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_saved_passage_encoder_makes_the_same_vectors(model_and_tokenizer, tmp_path, pooling):
+    model, tokenizer = model_and_tokenizer
+    tiny_question_encoder(seed=3).save_pretrained(tmp_path / "encoder")
+    question_tokenizer().save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(tmp_path / "encoder", pooling=pooling, normalize=True, passage_prompt="p: ", dtype="float32")
+    retriever = retriever_of(model, tokenizer, toy_passages(), passage_encoder=encoder)
+    model.save_pretrained(tmp_path / "saved")
+    retriever.save_pretrained(tmp_path / "saved")
+    loaded = RagRetriever.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(
+        loaded.encode_passages(toy_passages()), retriever.encode_passages(toy_passages()), atol=1e-2
+    )
+    assert loaded.passage_encoder.spec.normalize
+    assert loaded.passage_encoder.spec.pooling == pooling

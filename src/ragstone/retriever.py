@@ -117,8 +117,7 @@ class RagRetriever:
             self.config.passages_path = _SAVED_PASSAGES
         encoder = self._passage_encoder
         if encoder is not None and Path(encoder.spec.name).is_dir():
-            encoder.model.save_pretrained(folder / _SAVED_ENCODER)
-            encoder.tokenizer.save_pretrained(folder / _SAVED_ENCODER)
+            encoder.save(folder / _SAVED_ENCODER)
             self.config.passage_encoder = _SAVED_ENCODER
         self.config.save_pretrained(folder)
         RagTokenizer(self.question_encoder_tokenizer, self.generator_tokenizer).save_pretrained(folder)

@@ -22,6 +22,7 @@ from ragstone import local
 from ragstone.errors import InputError, ModelError
 
 __all__ = [
+    "SENTENCE_TRANSFORMERS_POOLINGS",
     "EncoderSettings",
     "fingerprint",
     "load_backbone",
@@ -40,6 +41,8 @@ _POOLINGS = {
     "mean": "mean",
     "mean_tokens": "mean",
 }
+SENTENCE_TRANSFORMERS_POOLINGS = {"cls": "cls", "mean": "mean", "last_token": "lasttoken"}
+"""What sentence-transformers calls the poolings that it has too."""
 # Models of which transformers has a class for the encoder alone that loads whole checkpoints.
 _ENCODER_ONLY = ("mt5", "t5", "t5gemma", "umt5")
 _DPR_ENCODERS = ("DPRContextEncoder", "DPRQuestionEncoder")

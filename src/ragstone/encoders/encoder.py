@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragstone import local
 from ragstone.encoders.checkpoint import (
+    SENTENCE_TRANSFORMERS_POOLINGS,
     EncoderSettings,
     fingerprint,
     load_backbone,
@@ -124,30 +125,35 @@ class Encoder:
         return cls(model, tokenizer, spec)
 
     def save(self, folder: str | Path) -> None:
-        """Write model, tokenizer and how vectors are made, in the layout of sentence-transformers."""
+        """Write model, tokenizer and how vectors are made, in the layout of sentence-transformers.
+
+        Raises:
+            InputError: the pooling is one that this layout cannot say.
+        """
         place, spec = Path(folder), self.spec
+        files: dict[str, Any] = {}
+        if spec.template != "pair":  # of DPR its own class says everything
+            pooling = SENTENCE_TRANSFORMERS_POOLINGS.get(spec.pooling)
+            if pooling is None:
+                known = ", ".join(SENTENCE_TRANSFORMERS_POOLINGS)
+                raise InputError(f"The pooling {spec.pooling!r} of {spec.name!r} cannot be saved; use one of {known}.")
+            modules = {"": "Transformer", "1_Pooling": "Pooling"} | (
+                {"2_Normalize": "Normalize"} if spec.normalize else {}
+            )
+            files = {
+                "modules.json": [
+                    {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                    for n, (path, kind) in enumerate(modules.items())
+                ],
+                "sentence_bert_config.json": {"max_seq_length": spec.max_length},
+                "1_Pooling/config.json": {"embedding_dimension": spec.width, "pooling_mode": pooling},
+                "config_sentence_transformers.json": {
+                    "prompts": {"query": spec.question_prompt, "document": spec.passage_prompt},
+                    "similarity_fn_name": "cosine" if spec.normalize else "dot",
+                },
+            }
         self.model.save_pretrained(place)
         self.tokenizer.save_pretrained(place)
-        if spec.template == "pair":  # DPR's own class says everything
-            return
-        kinds = ["Transformer", "Pooling", *(["Normalize"] if spec.normalize else [])]
-        paths = ["", "1_Pooling", "2_Normalize"]
-        modules = [
-            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for n, (kind, path) in enumerate(zip(kinds, paths, strict=False))
-        ]
-        pooling = {"cls": "cls", "mean": "mean", "last_token": "lasttoken"}.get(spec.pooling)
-        if pooling is None:
-            raise InputError(f"sentence-transformers knows no pooling {spec.pooling!r}; use cls, mean or last_token.")
-        files = {
-            "modules.json": modules,
-            "sentence_bert_config.json": {"max_seq_length": spec.max_length},
-            "1_Pooling/config.json": {"embedding_dimension": spec.width, "pooling_mode": pooling},
-            "config_sentence_transformers.json": {
-                "prompts": {"query": spec.question_prompt, "document": spec.passage_prompt},
-                "similarity_fn_name": "cosine" if spec.normalize else "dot",
-            },
-        }
         for name, values in files.items():
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_text(json.dumps(values, indent=2), encoding="utf-8")

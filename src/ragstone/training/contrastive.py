@@ -10,15 +10,16 @@ import random
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragstone._extras import extra
 from ragstone.encoders import Encoder, load_encoder
-from ragstone.encoders.checkpoint import quiet
-from ragstone.errors import InputError, MissingExtraError
+from ragstone.encoders.checkpoint import SENTENCE_TRANSFORMERS_POOLINGS, quiet
+from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase, Passage, as_passages
 from ragstone.knowledge.indexing import Progress
 from ragstone.metrics import has_answer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderReport", "hard_negatives_of", "train_encoder"]
 
-_POOLINGS = {"cls": "cls", "mean": "mean", "last_token": "lasttoken"}  # as sentence-transformers calls them
 _SPARE = 20  # passages looked at beyond those wanted, since some hold an answer
 _MINED_AT_ONCE = 64
 
@@ -100,7 +100,7 @@ def train_encoder(
         raise InputError(f"{folder} is not empty; give a new folder for the encoder")
     told = progress or (lambda done, total, unit: None)
     start = load_encoder(encoder, device="cpu", dtype="float32")
-    if start.spec.template == "pair" or start.spec.pooling not in _POOLINGS:
+    if start.spec.template == "pair" or start.spec.pooling not in SENTENCE_TRANSFORMERS_POOLINGS:
         raise InputError(
             f"The encoder {start.spec.name!r} pools by {start.spec.pooling!r} and cannot be trained here; start from "
             "one that pools by mean, cls or last_token, such as any BERT"
@@ -208,25 +208,12 @@ def _rows(
 
 def _sentence_transformer(encoder: Encoder, work: Path, device: str | None) -> SentenceTransformer:
     """Return ``encoder`` as sentence-transformers has it, with vectors of length 1."""
-    try:
-        import accelerate  # noqa: F401
-        import datasets  # noqa: F401
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Training an encoder needs {error.name}; install it with: pip install 'ragstone[training]'"
-        ) from error
-    spec = encoder.spec
-    encoder.tokenizer.model_max_length = spec.max_length
-    encoder.model.save_pretrained(work / "start")
-    encoder.tokenizer.save_pretrained(work / "start")
-    prompts = {"query": spec.question_prompt, "document": spec.passage_prompt}
-    return SentenceTransformer(
-        modules=[Transformer(str(work / "start")), Pooling(spec.width, _POOLINGS[spec.pooling]), Normalize()],
-        prompts=prompts if any(prompts.values()) else None,
-        device=device,
-    )
+    for module in ("accelerate", "datasets"):
+        extra("training", module, "Training an encoder")
+    library = extra("training", "sentence_transformers", "Training an encoder")
+    encoder.tokenizer.model_max_length = encoder.spec.max_length
+    Encoder(encoder.model, encoder.tokenizer, replace(encoder.spec, normalize=True)).save(work / "start")
+    return library.SentenceTransformer(str(work / "start"), device=device)
 
 
 def _fit(
