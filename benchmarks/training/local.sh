@@ -10,6 +10,7 @@ ragstone train "$work/train" "$squad/questions.train.jsonl" --model local-untrai
     --with-positives -k 1 --freeze-question-encoder --lora-rank 16 --batch-size 8 --learning-rate 5e-4 --warmup-steps 20 \
     --bf16 --steps 400 --save-every 50 --seed 0
 python "$(dirname "$0")/ship.py" "$work/read" "$(dirname "$0")/../../src/ragstone/local_checkpoint"
-for search in dense hybrid; do
-    ragstone evaluate "$work/dev" "$squad/questions.dev.jsonl" --limit 200 --seed 0 -k 5 --search $search --max-new-tokens 24
-done
+measure() { ragstone evaluate "$work/dev" "$squad/questions.dev.jsonl" --limit 200 --seed 0 -k 5 --max-new-tokens 24 "$@"; }
+measure
+measure --model "$work/read"
+measure --model "$work/read" --search hybrid

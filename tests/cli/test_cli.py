@@ -174,6 +174,16 @@ def test_a_missing_local_package_names_the_command(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupt_is_told_in_one_sentence(notes, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ragstone.cli.indexing.index_paths", stop)
+    done = ragstone("index", notes, "--kb", tmp_path / "kb")
+    assert done.returncode == 130
+    assert "run the same command again to go on" in " ".join(done.stderr.split())
+
+
 def test_version_and_help():
     assert in_its_own_process("--version").stdout.startswith("ragstone 0.")
     for verb in ("index", "reindex", "train-encoder", "search", "ask", "train", "evaluate", "info", "setup"):

@@ -1,6 +1,7 @@
 """``ragstone train``: the plan, a run, its end, and what is refused."""
 
 import json
+import sys
 
 import pytest
 from command import ragstone
@@ -43,6 +44,30 @@ def test_a_model_is_trained_saved_and_asked(train, base, tmp_path, questions):
     rag = RagPipeline.from_pretrained(tmp_path / "out", knowledge_base=base[0])
     assert rag.model.config.n_docs == 2
     assert len(rag("capital of France", max_new_tokens=3).passages) == 2
+    ask = ["ask", base[0], "capital of France", "--model", tmp_path / "out", "--max-new-tokens", 3, "--json"]
+    assert len(json.loads(ragstone(*ask).stdout)["passages"]) == 2, "the K that it was trained for"
+    assert len(json.loads(ragstone(*ask, "-k", 3).stdout)["passages"]) == 3
+
+
+@pytest.mark.parametrize("missing", ["accelerate", "peft"])
+def test_a_missing_extra_is_named_with_its_remedy(train, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = train("--steps", 1, "--lora-rank", 2)
+    assert done.returncode == 1
+    assert f'needs {missing}; pip install "ragstone[training]"' in " ".join(done.stderr.split())
+
+
+def test_an_interrupted_run_says_where_it_goes_on(train, tmp_path, monkeypatch):
+    def stop_at_two(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.TrainerCallback.on_step_begin", stop_at_two)
+    done = train("--steps", 4, "--save-every", 1)
+    assert done.returncode == 130
+    said = "".join(done.stderr.split())
+    assert "Interruptedafter2steps" in said
+    assert f"--resumegoesonfrom{tmp_path / 'out' / 'checkpoints' / 'checkpoint-2'}" in said
 
 
 def test_a_dry_run_prints_the_plan_with_measured_time_and_writes_nothing(train, tmp_path):
@@ -85,6 +110,7 @@ def test_a_second_run_into_the_same_folder_goes_on_or_is_refused(train, tmp_path
         (["--preset", "paper"], "no preset"),
         (["--eval-every", "1"], "--dev"),
         (["--answers", "most"], "answers"),
+        (["--adapters", "anywhere"], "give the ranks"),
         (["--freeze-generator", "--freeze-question-encoder"], "Nothing is left"),
         (["--null-passage", "empty"], "null_passage"),
     ],

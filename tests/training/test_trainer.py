@@ -403,6 +403,7 @@ def test_the_base_is_encoded_anew_while_training_goes_on(shared, tmp_path, rank)
     assert recorded["version"] == shared.version
     assert (tmp_path / "out" / "encoders" / recorded["encoder"]).is_dir()
     trainer.save_model(tmp_path / "saved")
+    assert trainer.model.config.passage_encoder is None, "what the saved folder says of itself is no path from here"
     encoder = load_encoder(tmp_path / "saved" / "passage_encoder", dtype="float32")
     trainer.model.eval()
     expected = trainer.shared_encoder(toy_passages()).detach().numpy()

@@ -17,19 +17,18 @@ def main(arguments: list[str] | None = None) -> int:
     import typer
 
     from ragstone.cli.app import app
-    from ragstone.cli.console import complain
+    from ragstone.cli.console import INTERRUPTED, complain
     from ragstone.errors import RagstoneError
 
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
     except typer.Exit as stop:
-        return stop.exit_code
+        code = stop.exit_code
     except RagstoneError as error:
         complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain("Interrupted. Everything committed so far is kept; run the same command again to go on.")
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -39,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         error.show()
         return int(error.exit_code)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+        complain("Interrupted. Everything committed so far is kept; run the same command again to go on.")
+    return code
 
 
 def run() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ragstone.cli.options import Decode, Device, Dtype, Json, K, Method, Search, SearchOption, Where
+from ragstone.cli.options import Beams, Decode, Device, Dtype, Json, K, Method, ModelK, Search, SearchOption, Where
 from ragstone.errors import InputError
 
 __all__ = ["app"]
@@ -123,11 +123,11 @@ def ask(
     passages: Annotated[
         list[Path] | None, typer.Option("--passages", help="Read these files instead of a knowledge base; repeatable.")
     ] = None,
-    k: K = 5,
+    k: ModelK = None,
     how: SearchOption = Search.dense,
     where: Where = None,
     decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for an answer.")] = 1,
+    beams: Beams = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     explain: Annotated[bool, typer.Option("--explain", help="Show which passages carried the answer.")] = False,
     device: Device = None,
@@ -142,13 +142,15 @@ def ask(
     if kb is None and not passages:
         raise InputError('Name a knowledge base (ragstone ask DIR "…"), or files to read with --passages.')
     options: dict[str, Any] = {"k": k, "search": how.value, "where": where, "decode": decode.value}
+    if beams is not None:
+        options["num_beams"] = beams
     answer_questions(
         kb,
         question,
         model=model,
         method=None if method is None else method.value,
         files=passages,
-        options={**options, "num_beams": beams, "max_new_tokens": max_new_tokens},
+        options={**options, "max_new_tokens": max_new_tokens},
         explain=explain,
         device=device,
         dtype=dtype,

@@ -10,10 +10,31 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["complain", "err", "out", "print_json", "progress_bar", "quiet_libraries", "working"]
+from ragstone.errors import RagstoneError
+
+__all__ = [
+    "INTERRUPTED",
+    "InterruptedRunError",
+    "complain",
+    "err",
+    "out",
+    "print_json",
+    "progress_bar",
+    "quiet_libraries",
+    "working",
+]
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+class InterruptedRunError(RagstoneError):
+    """Ctrl-C, with more to say than that what was committed is kept."""
+
+    exit_code = INTERRUPTED
 
 
 def complain(message: str) -> None:
@@ -65,8 +86,11 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
 
 def quiet_libraries() -> None:
     """Bars and advice of the libraries underneath have no place between a question and its answer."""
+    import warnings
+
     from transformers.utils import logging
 
+    warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -10,7 +10,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libraries, working
+from ragstone._extras import extra
+from ragstone.cli.console import InterruptedRunError, err, out, print_json, progress_bar, quiet_libraries, working
 from ragstone.errors import InputError
 from ragstone.evaluation import (
     Comparison,
@@ -24,7 +25,6 @@ from ragstone.evaluation import (
     write_predictions,
     write_run,
 )
-from ragstone.evaluation.extras import extra
 from ragstone.evaluation.results import check_same
 from ragstone.knowledge import KnowledgeBase
 
@@ -39,7 +39,7 @@ def evaluate_model(
     method: str | None,
     limit: int | None,
     seed: int | None,
-    k: int,
+    k: int | None,
     run: Path | None,
     options: dict[str, Any],
     k_sweep: Sequence[int],
@@ -62,7 +62,7 @@ def evaluate_model(
     if other is not None:
         check_same(questions, other)
     if report is not None:
-        extra("matplotlib", "The report")
+        extra("evaluation", "matplotlib", "The report")
     for path in filter(None, (report, predictions, run_out)):
         if not path.parent.is_dir():
             raise InputError(f"The folder of {path} does not exist; make it or write elsewhere.")
@@ -70,13 +70,18 @@ def evaluate_model(
     with working("Loading the model"):
         rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method, device=device, dtype=dtype)  # type: ignore[arg-type]
 
+    k = rag.model.config.n_docs if k is None else k
+
     def evaluated(passages: int) -> Evaluation:
         with progress_bar() as progress:
             found = evaluate(rag, questions, k=passages, run=ranked, seed=seed or 0, progress=progress, **options)
         names = {"model": model, "questions": questions_path.name, **found.settings}
         return Evaluation(found.predictions, found.summary, found.intervals, names)
 
-    evaluation = evaluated(k)
+    try:
+        evaluation = evaluated(k)
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Interrupted; an evaluation is written when it is done, so begin again.") from None
     if predictions is not None:
         write_predictions(predictions, evaluation.predictions)
     if run_out is not None:

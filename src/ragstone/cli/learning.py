@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ragstone.cli.app import app
-from ragstone.cli.options import Decode, Device, Dtype, Json, K, Method, Search, SearchOption, Where
+from ragstone.cli.options import Beams, Decode, Device, Dtype, Json, Method, ModelK, Search, SearchOption, Where
 from ragstone.errors import InputError
 
 __all__ = ["evaluate", "train", "train_encoder"]
@@ -134,7 +134,7 @@ def train(
             "warmup_steps": warmup_steps,
             "lr_scheduler_type": scheduler,
             "bf16": bf16,
-            "gradient_checkpointing": gradient_checkpointing,
+            "gradient_checkpointing": gradient_checkpointing or None,
             "save_steps": save_every,
             "seed": seed,
         },
@@ -156,7 +156,7 @@ def evaluate(
     method: Annotated[Method | None, typer.Option(help="RAG-Token or RAG-Sequence.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions, the first ones.")] = None,
     seed: Annotated[int | None, typer.Option(help="With --limit: draw them; also the bootstrap's.")] = None,
-    k: K = 5,
+    k: ModelK = None,
     how: SearchOption = Search.dense,
     where: Where = None,
     labels: Annotated[str | None, typer.Option(help="Classify: the labels, separated by commas.")] = None,
@@ -165,7 +165,7 @@ def evaluate(
         bool, typer.Option("--generation", help="Also ROUGE-L, BLEU-1, Q-BLEU-1 and distinct trigrams.")
     ] = False,
     decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for an answer.")] = 1,
+    beams: Beams = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     trec_in: Annotated[
         Path | None, typer.Option("--trec-in", help="Read the passages of this TREC run instead of searching.")
@@ -198,7 +198,7 @@ def evaluate(
             "regex": regex,
             "generation": generation,
             "decode": decode.value,
-            "num_beams": beams,
+            **({} if beams is None else {"num_beams": beams}),
             "max_new_tokens": max_new_tokens,
         },
         k_sweep=_numbers("--k-sweep", k_sweep),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Decode", "Device", "Dtype", "Json", "K", "Method", "Search", "SearchOption", "Where"]
+__all__ = ["Beams", "Decode", "Device", "Dtype", "Json", "K", "Method", "ModelK", "Search", "SearchOption", "Where"]
 
 
 class Method(StrEnum):
@@ -37,5 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document a l
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the quicker one, found by a probe.")]
 K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
+ModelK = Annotated[int | None, typer.Option("-k", min=1, help="Passages a question [the model's own].")]
+Beams = Annotated[int | None, typer.Option(min=1, help="Beams of the search for an answer [the model's own].")]
 Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
 SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libraries, working
+from ragstone._extras import extra
+from ragstone.cli.console import InterruptedRunError, err, out, print_json, progress_bar, quiet_libraries, working
 from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase
 from ragstone.questions import read_questions
@@ -42,6 +42,7 @@ def train_model(
 ) -> None:
     """Train, or say what would be done. Values that are None are the preset's, else those of the option itself."""
     quiet_libraries()
+    extra("training", "accelerate", "Training")
     known = preset(preset_name) if preset_name else None
     rows = read_questions(questions, limit=limit)
     dev_rows = read_questions(dev) if dev else []
@@ -65,14 +66,19 @@ def train_model(
     plan = _plan(trainer, preset_name, known)
     if dry_run:
         with working("Measuring two steps"):
-            plan |= _estimate(trainer)
+            plan |= _estimate(trainer, plan["weights that learn"])
         print_json(plan) if as_json else _print_plan(plan)
         return
     if not as_json:
         _print_plan(plan)
     with progress_bar() as progress:
-        trainer.add_callback(_progress(progress, trainer.args.max_steps))
-        result = trainer.train(resume_from_checkpoint=found)
+        trainer.add_callback(_progress(progress))
+        try:
+            result = trainer.train(resume_from_checkpoint=found)
+        except KeyboardInterrupt:
+            kept = last_checkpoint(checkpoints)
+            ahead = f"the same command with --resume goes on from {kept}" if kept else "no checkpoint was written yet"
+            raise InterruptedRunError(f"Interrupted after {trainer.state.global_step} steps; {ahead}.") from None
     trainer.save_model(str(out_folder))
     if trainer.shared_encoder is not None:
         with progress_bar() as progress:
@@ -126,10 +132,10 @@ def _trainer(
         rag.model.generation_config.num_beams = known.num_beams
     chosen = TrainingOptions(**given)
     if eval_every:
-        best = chosen.dev_metric == "loss"
         settings |= {
             "eval_strategy": "steps", "eval_steps": eval_every, "save_steps": eval_every, "load_best_model_at_end": True,
-            "metric_for_best_model": chosen.dev_metric, "greater_is_better": not best, "save_total_limit": 2,
+            "metric_for_best_model": chosen.dev_metric, "greater_is_better": chosen.dev_metric != "loss",
+            "save_total_limit": 2,
         }  # fmt: skip
     if settings.get("gradient_checkpointing"):
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -141,9 +147,6 @@ def _trainer(
         use_cpu=rag.model.device.type == "cpu",
         **settings,
     )
-    if args.max_steps <= 0:
-        batches = math.ceil(len(rows) / (args.train_batch_size * args.world_size))
-        args.max_steps = math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
     trainer = RagTrainer(
         rag.model,
         args,
@@ -166,7 +169,7 @@ def _plan(trainer: RagTrainer, preset_name: str | None, known: Preset | None) ->
     plan: dict[str, Any] = {
         "method": trainer.model.method,
         "questions": len(trainer.train_dataset),
-        "steps": args.max_steps,
+        "steps": trainer.steps,
         "questions a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning rate": args.learning_rate,
         "label smoothing": trainer.model.config.label_smoothing,
@@ -179,12 +182,12 @@ def _plan(trainer: RagTrainer, preset_name: str | None, known: Preset | None) ->
     return plan
 
 
-def _estimate(trainer: RagTrainer) -> dict[str, Any]:
+def _estimate(trainer: RagTrainer, weights: int) -> dict[str, Any]:
     import resource
 
     estimate = trainer.estimate()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    learning = 12 * estimate.parameters  # gradient and Adam's two moments, float32
+    learning = 12 * weights  # gradient and Adam's two moments, float32
     return {
         "seconds a step": estimate.seconds_per_step,
         "hours": estimate.seconds_per_step * estimate.steps / 3600,
@@ -206,21 +209,17 @@ def _print_plan(plan: dict[str, Any]) -> None:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return "".join(f"\n    {key}: {entry}" for key, entry in value.items())
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
-def _progress(progress: Any, steps: int) -> Any:
+def _progress(progress: Any) -> Any:
     from transformers import TrainerCallback
 
     class Bar(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            progress(state.global_step, steps, "steps")
+            progress(state.global_step, state.max_steps, "steps")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
             shown = {k: v for k, v in logs.items() if k in ("loss", "grad_norm") or k.startswith("eval_")}

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
-from ragstone.errors import MissingExtraError, ModelError
+from ragstone._extras import extra
+from ragstone.errors import ModelError
 
 __all__ = ["ADAPTERS", "ADAPTER_WEIGHTS", "OTHER_WEIGHTS", "PARTS", "base_of", "load_trained"]
 
@@ -92,11 +93,8 @@ def _merge(part: Any, folder: Path) -> None:
 
 
 def _merge_with_peft(part: Any, folder: Path) -> None:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise MissingExtraError(f'The adapter {folder} needs peft: run `pip install "ragstone[training]"`.') from error
-    PeftModel.from_pretrained(part, str(folder)).merge_and_unload()
+    peft = extra("training", "peft", f"The adapter {folder}")
+    peft.PeftModel.from_pretrained(part, str(folder)).merge_and_unload()
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

@@ -119,12 +119,12 @@ class RagPreTrainedModel(PreTrainedModel):
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
         """
         if str(name_or_path) == local.LOCAL:
-            return _on_base(cls, local.adapter_folder(), local.UNTRAINED, *args, **kwargs)
+            name_or_path = local.adapter_folder()
         if str(name_or_path) == local.UNTRAINED:
             return _local_model(cls, **kwargs)
-        base = RagConfig.load(name_or_path).base_model if Path(name_or_path, CONFIG_NAME).is_file() else None
-        if base is not None:
-            return _on_base(cls, Path(name_or_path), base, *args, **kwargs)
+        saved = RagConfig.load(name_or_path) if Path(name_or_path, CONFIG_NAME).is_file() else None
+        if saved is not None and saved.base_model is not None:
+            return _on_base(cls, Path(name_or_path), saved, *args, **kwargs)
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs = {**local.hub_options(name_or_path), **kwargs}
         try:
@@ -211,12 +211,12 @@ class RagPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
 
-def _on_base(kind: type[Model], folder: Path, base: str, *args: Any, **kwargs: Any) -> Model:
+def _on_base(kind: type[Model], folder: Path, saved: RagConfig, *args: Any, **kwargs: Any) -> Model:
     """The base of a checkpoint of adapters, with the adapters in its weights."""
-    saved = RagConfig.load(folder)
+    assert saved.base_model is not None
     if saved.null_passage is not None:
         kwargs["null_passage"] = saved.null_passage
-    model = kind.from_pretrained(base_of(folder, base), *args, **kwargs)
+    model = kind.from_pretrained(base_of(folder, saved.base_model), *args, **kwargs)
     load_trained(model, folder)
     for name in set(RagConfig.__dataclass_fields__) - {"question_encoder", "generator", "base_model", *kwargs}:
         setattr(model.config, name, getattr(saved, name))

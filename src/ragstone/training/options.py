@@ -72,6 +72,10 @@ class TrainingOptions:
         for name in ("lora_rank", "question_encoder_lora_rank"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 (no adapter) or a rank.")
+        if self.adapters is not None and not (self.lora_rank or self.question_encoder_lora_rank):
+            raise InputError(
+                f"adapters is {self.adapters!r}, but no adapter is trained; give the ranks it was made with."
+            )
         if self.answers not in ("sample", "all"):
             raise InputError(f"answers is {self.answers!r}; choose 'sample' or 'all'.")
         if self.train_passage_encoder and (self.with_positives or not self.train_question_encoder):

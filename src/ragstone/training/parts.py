@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ragstone.errors import InputError, MissingExtraError, ModelError
+from ragstone._extras import extra
+from ragstone.errors import InputError, ModelError
 from ragstone.models import RagForGeneration, RagTokenizer
 from ragstone.models.adapters import ADAPTER_WEIGHTS, ADAPTERS, OTHER_WEIGHTS, PARTS
 from ragstone.training.options import TrainingOptions
 
-__all__ = ["frozen_parts", "make_trainable", "save_trained", "trained_weights"]
+__all__ = ["fields_set", "frozen_parts", "make_trainable", "save_trained", "trained_weights"]
 
 _SCALE = "rag.log_score_scale"
 
@@ -54,18 +57,15 @@ def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[st
 
 
 def _adapt(part: Any, rank: int, options: TrainingOptions) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError('Adapters need peft: run `pip install "ragstone[training]"`.') from error
-    settings = LoraConfig(
+    peft = extra("training", "peft", "An adapter")
+    settings = peft.LoraConfig(
         r=rank,
         lora_alpha=options.lora_alpha or 2 * rank,
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
         exclude_modules=["pooler.dense"] if getattr(part, "pooler", None) is not None else None,
     )
-    return get_peft_model(part, settings)
+    return peft.get_peft_model(part, settings)
 
 
 def _begin_with(adapted: Any, folder: Path) -> None:
@@ -119,16 +119,17 @@ def save_trained(
         passage_encoder: name or folder of the encoder that passages keep while the question encoder moves on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rag = model.rag
+    rag, fields = model.rag, dict[str, Any]()
     if passage_encoder is not None:
-        model.config.passage_encoder = _seen_from(folder, passage_encoder)
+        fields["passage_encoder"] = _seen_from(folder, passage_encoder)
     if rag.log_score_scale is not None:
-        model.config.score_scale = float(rag.log_score_scale.exp())
+        fields["score_scale"] = float(rag.log_score_scale.exp())
     if not adapted or base_model is None:
         for part in adapted.values():
             part.merge_and_unload()
         scale, rag.log_score_scale = rag.log_score_scale, None
-        model.save_pretrained(folder)
+        with fields_set(model.config, **fields):
+            model.save_pretrained(folder)
         rag.log_score_scale = scale
         tokenizer.save_pretrained(folder)
         return
@@ -140,10 +141,20 @@ def save_trained(
     others = {name: w for name, w in trained_weights(model).items() if not name.startswith(prefixes) and name != _SCALE}
     if others:
         save_file(others, folder / OTHER_WEIGHTS)
-    config = type(model.config).from_dict(model.config.to_dict())
-    config.base_model = _seen_from(folder, base_model)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
+    fields |= {"base_model": _seen_from(folder, base_model), "architectures": [type(model).__name__]}
+    with fields_set(model.config, **fields):
+        model.config.save_pretrained(folder)
+
+
+@contextmanager
+def fields_set(config: Any, **fields: Any) -> Iterator[None]:
+    """Let ``fields`` of a config have these values inside."""
+    before = {name: getattr(config, name) for name in fields}
+    vars(config).update(fields)
+    try:
+        yield
+    finally:
+        vars(config).update(before)
 
 
 def _seen_from(folder: Path, name: str) -> str:

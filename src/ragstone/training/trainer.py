@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ragstone.errors import InputError, ModelError
 from ragstone.knowledge import KnowledgeBase
@@ -26,7 +25,7 @@ from ragstone.pipeline import RagPipeline
 from ragstone.questions import Question
 from ragstone.retriever import RagRetriever
 from ragstone.training.options import TrainingOptions
-from ragstone.training.parts import frozen_parts, make_trainable, save_trained, trained_weights
+from ragstone.training.parts import fields_set, frozen_parts, make_trainable, save_trained, trained_weights
 from ragstone.training.passages import RefreshPassages, SharedEncoder
 from ragstone.training.retrieval import TrainingRetriever
 
@@ -37,13 +36,10 @@ _WEIGHTS, _STATE = "trained.safetensors", "trainer_state.json"
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost: ``steps``, ``seconds_per_step`` (forward and backward, measured) and ``parameters`` that learn
-    out of ``all_parameters``."""
+    """What a run will cost: ``steps`` (updates) of ``seconds_per_step`` each, forward and backward, as measured."""
 
     steps: int
     seconds_per_step: float
-    parameters: int
-    all_parameters: int
 
 
 @final
@@ -93,6 +89,7 @@ class RagTrainer(Trainer):
         self.plain_retriever = retriever
         set_seed(args.seed)  # of the adapters' first weights
         self.adapted = make_trainable(model, self.options)
+        self._frozen = frozen_parts(model)
         self.shared_encoder: SharedEncoder | None = None
         callbacks = list(callbacks or [])
         if self.options.train_passage_encoder:
@@ -139,7 +136,7 @@ class RagTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean of −log p(y|x) over the questions of a batch."""
-        for part in frozen_parts(self.model):
+        for part in self._frozen:
             part.eval()  # no dropout where nothing learns
         groups = inputs.pop("groups", None)
         out = model(**inputs)
@@ -184,13 +181,10 @@ class RagTrainer(Trainer):
         questions = list(self.eval_dataset if eval_dataset is None else eval_dataset)
         own = questions[self.args.process_index :: self.args.world_size]
         self.model.eval()
-        self.model.config.n_docs = self.options.k_at_test
-        try:
+        with fields_set(self.model.config, n_docs=self.options.k_at_test):
             sums = {"loss": sum(self._losses(own))}
             if self.options.dev_metric != "loss":
                 sums[self.options.dev_metric] = self._measure(own)
-        finally:
-            self.model.config.n_docs = self.options.k
         totals = torch.tensor([*sums.values(), len(own)], dtype=torch.float64, device=self.args.device)
         *values, count = self.accelerator.reduce(totals, reduction="sum").tolist()
         metrics = {f"{metric_key_prefix}_{name}": value / count for name, value in zip(sums, values, strict=True)}
@@ -243,18 +237,15 @@ class RagTrainer(Trainer):
             self.model.zero_grad()
             seconds.append(time.perf_counter() - start)
         measured = seconds[1:] or seconds
+        return Estimate(self.steps, sum(measured) / len(measured) * self.args.gradient_accumulation_steps)
+
+    @property
+    def steps(self) -> int:
+        """How many updates the run has."""
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
         batches = len(self.get_train_dataloader())
-        accumulated = self.args.gradient_accumulation_steps
-        updates = self.args.max_steps
-        if updates <= 0:
-            updates = int(-(-batches // accumulated) * self.args.num_train_epochs)
-        parameters = list(self.model.parameters())
-        return Estimate(
-            steps=updates,
-            seconds_per_step=sum(measured) / len(measured) * accumulated,
-            parameters=sum(p.numel() for p in parameters if p.requires_grad),
-            all_parameters=sum(p.numel() for p in parameters),
-        )
+        return math.ceil(math.ceil(batches / self.args.gradient_accumulation_steps) * self.args.num_train_epochs)
 
     # Checkpoints: what learns, and what transformers adds (optimizer, schedule, random states).
 
@@ -265,19 +256,18 @@ class RagTrainer(Trainer):
             return
         if not self.args.should_save:
             return
-        self.model.config.n_docs = self.options.k_at_test
         folder = Path(output_dir or self.args.output_dir)
         if self.shared_encoder is not None:
             self.shared_encoder.save(folder / "passage_encoder")
-        save_trained(
-            self.model,
-            self.rag_tokenizer,
-            folder,
-            adapted=self.adapted,
-            base_model=self.base_model,
-            passage_encoder=self._passage_encoder(folder),
-        )
-        self.model.config.n_docs = self.options.k
+        with fields_set(self.model.config, n_docs=self.options.k_at_test):
+            save_trained(
+                self.model,
+                self.rag_tokenizer,
+                folder,
+                adapted=self.adapted,
+                base_model=self.base_model,
+                passage_encoder=self._passage_encoder(folder),
+            )
 
     def _passage_encoder(self, folder: Path) -> str | None:
         """The encoder of passages, where the question encoder was the same and has moved on, with it or without."""
@@ -310,17 +300,19 @@ class RagTrainer(Trainer):
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """The newest whole checkpoint of a run, None if there is none; one that a kill cut short is passed over."""
-    if not Path(folder).is_dir():
-        return None
-    while (found := get_last_checkpoint(str(folder))) is not None:
+    for place in sorted(Path(folder).glob("checkpoint-*"), key=_step_of, reverse=True):
         try:
-            json.loads(Path(found, _STATE).read_text(encoding="utf-8"))
-            load_file(Path(found, _WEIGHTS))
+            json.loads((place / _STATE).read_text(encoding="utf-8"))
+            load_file(place / _WEIGHTS)
         except (OSError, ValueError, SafetensorError):
-            os.rename(found, Path(found).with_name(f"broken-{Path(found).name}"))
             continue
-        return str(found)
+        return str(place)
     return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    step = checkpoint.name.removeprefix("checkpoint-")
+    return int(step) if step.isdecimal() else -1
 
 
 def _as_they_are(rows: list[Question]) -> dict[str, list[Question]]:
