@@ -56,6 +56,20 @@ def test_log_prob_is_that_of_the_answer_s_own_tokens(rag):
     assert answer.log_prob == pytest.approx(-float(forward.nll), abs=1e-4)
 
 
+def test_bounds_are_enough_where_one_says_so(rag):
+    hits = rag.knowledge_base.search("hamlet", k=10, search="dense", vectors=np.eye(16, dtype=np.float32)[0])
+    hits = [dataclasses.replace(hit, score=100.0 * (n == 0)) for n, hit in enumerate(hits)]
+    options = {"passages": hits, "prior": "search", "max_new_tokens": 3}
+    whole = rag("who wrote hamlet?", **options)
+    assert whole.log_prob_bounds == pytest.approx((whole.log_prob, whole.log_prob), abs=1e-4)
+    if rag.method == "sequence":
+        loose = rag("who wrote hamlet?", complete=False, **options)
+        assert loose.text == whole.text
+        assert loose.log_prob == pytest.approx(loose.log_prob_bounds[0], abs=1e-4)
+        assert loose.log_prob_bounds[0] - 1e-4 <= whole.log_prob <= loose.log_prob_bounds[1] + 1e-4
+        assert sum(e.posterior for e in loose.passages) == pytest.approx(1, abs=1e-5)
+
+
 def test_score_of_any_string_equals_the_model_s_own(rag):
     answer = rag("who wrote hamlet?", max_new_tokens=4)
     score = answer.score_of("Shakespeare")

@@ -50,6 +50,8 @@ class Answer:
         question: the question x.
         text: the answer y.
         log_prob: log p(y|x) of the full marginal over the passages, end of sequence included, in nats.
+        log_prob_bounds: between which log p(y|x) lies: ``log_prob`` twice, unless ``complete=False`` left passages unread;
+            then ``log_prob`` is the lower one, and an unread passage has posterior 0.
         passages: the evidence, in the order of retrieval; priors and posteriors each sum to 1, together with those of the
             null passage where the model has one.
         tokens: the T tokens of the answer as text, end of sequence included where the model wrote one.
@@ -63,6 +65,7 @@ class Answer:
     question: str
     text: str
     log_prob: float
+    log_prob_bounds: tuple[float, float]
     passages: tuple[Evidence, ...]
     tokens: tuple[str, ...]
     token_posteriors: np.ndarray[Any, Any] = field(repr=False, compare=False)
@@ -89,6 +92,7 @@ class Answer:
             "question": self.question,
             "answer": self.text,
             "log_prob": self.log_prob,
+            "log_prob_bounds": list(self.log_prob_bounds),
             "method": self.method,
             "found": self.found,
             "null_prior": self.null_prior,

@@ -192,7 +192,8 @@ class RagPipeline:
             decode: for RAG-Sequence.
             max_new_tokens: of an answer.
             num_return_sequences: answers a question; all but the first are ``Answer.alternatives``.
-            options: those of transformers' ``generate``.
+            options: those of transformers' ``generate``, and RAG-Sequence's own: with ``complete=False``, passages that
+                cannot change the answer stay unread, and ``Answer.log_prob_bounds`` say how probable it is.
 
         Raises:
             InputError: an empty question, no passage found (unless there is a null passage to answer from), or options that
@@ -356,6 +357,8 @@ class RagPipeline:
         generator = self.tokenizer.generator
         labels, counts = predicted_tokens(self.model.rag.adapter(), out.sequences[row : row + 1])
         tokens = labels[0][counts[0]].tolist()
+        log_prob = out.log_probs[row]
+        low, high = (log_prob, log_prob) if out.log_prob_bounds is None else out.log_prob_bounds[row]
         posterior = out.posteriors[row]
         by_token = posterior.unsqueeze(1).expand(-1, len(tokens))
         if out.token_posteriors is not None:
@@ -374,7 +377,8 @@ class RagPipeline:
         return Answer(
             question=prepared.questions[b],
             text=generator.decode(tokens, skip_special_tokens=True).strip(),
-            log_prob=float(out.log_probs[row]),
+            log_prob=float(log_prob),
+            log_prob_bounds=(float(low), float(high)),
             passages=tuple(Evidence(*values) for values in evidence),
             tokens=tuple(generator.decode([token]) for token in tokens),
             token_posteriors=by_token[:real].float().cpu().numpy(),
