@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,18 @@ def test_the_summary_is_the_mean_and_a_question_without_an_answer_counts():
 
 def test_a_score_is_averaged_over_the_questions_that_have_it():
     assert summarize([prediction("1", 1, hit_at_1=1.0), prediction("2", 0)]).summary["hit_at_1"] == 1.0
+
+
+def test_wrong_answers_are_the_reader_s_or_the_retriever_s():
+    def judged(id_, exact, gold):
+        return replace(prediction(id_, exact, reciprocal_rank=0.0), positive_ids=(gold,))
+
+    run = [judged("1", 1, "a"), judged("2", 0, "b"), judged("3", 0, "z"), judged("4", 1, "z"), judged("5", 1, "a")]
+    summary = summarize([*run, prediction("6", 0)]).summary
+    assert summary["correct_where_found"] == pytest.approx(2 / 3)
+    assert (summary["reading_errors"], summary["retrieval_errors"]) == (1 / 5, 1 / 5)
+    assert "correct_where_found" not in summarize(run[2:4]).summary
+    assert "reading_errors" not in summarize(RUN).summary
 
 
 def test_one_passage_has_no_share_of_log_1():

@@ -82,6 +82,11 @@ class Prediction:
         """The gold passages; where they are not known, those of the passages read that hold an answer."""
         return self.positive_ids or tuple(passage.id for passage in self.passages if passage.holds_answer)
 
+    @property
+    def found(self) -> bool:
+        """Whether one of the passages read is relevant."""
+        return not {passage.id for passage in self.passages}.isdisjoint(self.relevant_ids)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -119,7 +124,9 @@ def summarize(
 
     ``calibration_error`` (of the confidence, in 10 bins), ``posterior_entropy`` in nats and ``posterior_entropy_share`` of
     log K, and ``same_passages`` (paper, appendix H) are over the answered questions; ``bleu_1`` and ``distinct_trigrams``
-    are there where ``rouge_l`` is. ``seed`` is that of the bootstrap.
+    are there where ``rouge_l`` is. Where retrieval is judged, ``correct_where_found`` is the share of right answers among
+    the questions with a relevant passage, and all wrong ones are ``reading_errors``, though there was one, or
+    ``retrieval_errors``, both as shares of the questions. ``seed`` is that of the bootstrap.
     """
     if not predictions:
         raise InputError("There are no predictions; evaluate at least 1 question")
@@ -130,6 +137,8 @@ def summarize(
         texts = [prediction.prediction for prediction in predictions]
         summary["bleu_1"] = bleu_1(texts, [prediction.answers for prediction in predictions])
         summary["distinct_trigrams"] = distinct_ngrams(texts)
+    if "reciprocal_rank" in summary:
+        summary |= _errors([prediction for prediction in predictions if "reciprocal_rank" in prediction.scores])
     answered = [prediction for prediction in predictions if not prediction.error]
     if answered:
         confidences = [min(p.confidence or 0.0, 1.0) for p in answered]
@@ -141,6 +150,14 @@ def summarize(
     except MissingExtraError as error:
         logger.warning("The summary has no intervals: %s.", error)
     return Evaluation(tuple(predictions), summary, intervals, settings or {})
+
+
+def _errors(judged: Sequence[Prediction]) -> dict[str, float]:
+    found = [each.correct for each in judged if each.found]
+    wrong = sum(not each.correct for each in judged)
+    reading = found.count(False)
+    errors = {"correct_where_found": found.count(True) / len(found)} if found else {}
+    return errors | {"reading_errors": reading / len(judged), "retrieval_errors": (wrong - reading) / len(judged)}
 
 
 def _diagnose(answered: Sequence[Prediction]) -> dict[str, float]:

@@ -15,6 +15,9 @@ _TITLES = {
     "bleu_1": ("BLEU-1", "words shared with the references, over the whole set"),
     "q_bleu_1": ("Q-BLEU-1", "BLEU-1 mixed with how answerable a generated question is"),
     "distinct_trigrams": ("Distinct trigrams", "different trigrams among all that were written"),
+    "correct_where_found": ("Correct where found", "right answers among the questions with such a passage"),
+    "reading_errors": ("Reading errors", "questions answered wrongly from passages among which one was relevant"),
+    "retrieval_errors": ("Retrieval errors", "questions answered wrongly for want of a relevant passage"),
     "recall": ("Recall", "gold passages found; where none is known, whether a passage holds an answer"),
     "hit": ("Hit", "questions with at least one such passage"),
     "ndcg": ("nDCG", "the same, counting early ranks more"),
@@ -30,6 +33,7 @@ _TITLES = {
 _NATS = ("posterior_entropy",)
 GROUPS = {
     "Answers": ("accuracy", "exact_match", "f1", "contains", "rouge_l", "bleu_1", "q_bleu_1", "distinct_trigrams"),
+    "Errors": ("correct_where_found", "reading_errors", "retrieval_errors"),
     "Retrieval": ("recall", "hit", "ndcg", "reciprocal_rank"),
     "Probabilities": ("calibration_error", "posterior_entropy", "posterior_entropy_share", "same_passages"),
 }
