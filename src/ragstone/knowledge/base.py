@@ -170,6 +170,16 @@ class KnowledgeBase:
     def _manifest(self) -> Manifest:
         return self._snapshot.manifest
 
+    def check_same_encoder(self, other: KnowledgeBase) -> None:
+        """Raise EncoderMismatchError unless question vectors for ``other`` find their passages here too.
+
+        Where the vectors of one of the two were given, nothing but their width can be compared.
+        """
+        spec = other._manifest.encoder
+        if spec is None or self._manifest.encoder is None:
+            spec = {**(self._manifest.encoder or {}), "name": "the encoder of given vectors", "width": other.width}
+        self._manifest.check_encoder(spec, self.path)
+
     def versions(self) -> list[Version]:
         """Return every version that can be opened, oldest first."""
         return self._store.history.versions()
