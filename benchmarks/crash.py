@@ -2,10 +2,11 @@
 
     python benchmarks/crash.py [--work index|updates|all] [--kills 20] [--seed 0] [--readers 4]
 
-**index**: the base must open each time and the next run must complete it. A folder of documents of 1 to 40 passages (one of 400) is indexed by a process of its own, with a toy encoder. After
-each kill the base is opened: it may hold whole documents only, each passage as in an uninterrupted run, no id twice.
-The next run goes on from there until all is stored; then the base is made anew. Each time that a base is complete,
-its content, vectors included, must equal that of an uninterrupted run.
+**index**: the base must open each time and the next run must complete it. A folder of documents of 1 to 40 passages (one
+of 400) is indexed by a process of its own, with a toy encoder. After each kill the base is opened: it may hold whole
+documents only, each passage as in an uninterrupted run, no id twice. The next run goes on from there until all is stored;
+then the base is made anew. Each time that a base is complete, its content, vectors included, must equal that of an
+uninterrupted run.
 
 **updates**: add, upsert, delete, compact and reindex, chosen at random, are killed while readers in processes of their
 own search all the time, exactly and by words, at the newest version and at older ones; see crash_updates.py.
@@ -139,8 +140,8 @@ def updates_work(work: Path, options: argparse.Namespace) -> bool:
     result = crash_updates.run(work, kills=options.kills, seed=options.seed, readers=options.readers)
     killed = ", ".join(f"{count} {kind}" for kind, count in sorted(result.killed.items()))
     print(
-        "| kill -9 | of them committed | seed | not killed | readers | versions read | of them pinned | lost | torn or wrong "
-        "| reader errors |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "| kill -9 | of them committed | seed | not killed | readers | versions read | of them pinned | lost "
+        "| torn or wrong | errors |\n|---|---|---|---|---|---|---|---|---|---|\n"
         f"| {result.killed.total()} ({killed}) | {result.committed} | {options.seed} | {result.finished} | "
         f"{options.readers} | {result.reads} | {result.pinned} | {len(result.lost)} | {len(result.faults)} | "
         f"{len(result.errors)} |\n"

@@ -397,7 +397,7 @@ def test_a_removal_that_was_cut_short_is_completed_and_its_versions_are_refused(
     assert not (kb.path / "removing.json").exists()
     assert [entry["version"] for entry in kb._store._dataset.versions()] == numbers(kb)
     (kb.path / "removing.json").write_text("{")
-    with pytest.raises(KnowledgeBaseError, match="removing.json is damaged"):
+    with pytest.raises(KnowledgeBaseError, match=r"removing\.json is damaged"):
         kb.versions()
 
 

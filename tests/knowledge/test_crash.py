@@ -132,7 +132,11 @@ def test_the_crash_check_sees_what_is_torn_lost_or_wrong(tmp_path):
     torn = dataclasses.replace(passage("p1", 3), text=passage("p1", 4).text)
     base.upsert([torn])
     _, faults = examine(base)
-    assert [fault.split(": ")[1].split(" ")[0:2] for fault in faults] == [["p1", "is"], ["p1", "has"], ["marker3", "is"]]
+    assert [fault.split(": ")[1].split(" ")[0:2] for fault in faults] == [
+        ["p1", "is"],
+        ["p1", "has"],
+        ["marker3", "is"],
+    ]
 
 
 # Damaged files

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ragstone.knowledge.base import KnowledgeBase
     from ragstone.knowledge.compaction import CompactionReport
     from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
-    from ragstone.knowledge.indexing import IndexReport
     from ragstone.knowledge.history import Version
+    from ragstone.knowledge.indexing import IndexReport
     from ragstone.knowledge.info import KnowledgeBaseInfo
     from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
     from ragstone.knowledge.search import Hit

@@ -6,6 +6,7 @@ keep, if it has no tag, and if nobody reads it.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Collection, Sequence
@@ -72,7 +73,7 @@ def outdated(
     """
     since = [
         version.created if version.number >= rewritten else replacement.created
-        for version, replacement in zip(versions, versions[1:], strict=False)
+        for version, replacement in itertools.pairwise(versions)
     ]
     return [
         version.number
@@ -81,7 +82,9 @@ def outdated(
     ]
 
 
-def remove_versions(folder: Path, manifest: Manifest, store: PassageStore, rewritten: int, keep: timedelta) -> list[int]:
+def remove_versions(
+    folder: Path, manifest: Manifest, store: PassageStore, rewritten: int, keep: timedelta
+) -> list[int]:
     """Remove what is `outdated`, and what killed processes left; return the numbers of the versions removed.
 
     ``store`` is the newest version. To be called by the one who holds the write lock.

@@ -17,6 +17,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+from ragstone.errors import KnowledgeBaseError
+
 __all__ = ["LEASES_FOLDER", "Lease", "choosing", "leased", "removing"]
 
 LEASES_FOLDER = "leases"
@@ -47,7 +49,13 @@ def choosing(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def removing(folder: Path) -> Iterator[None]:
     """Keep everybody from choosing a version meanwhile: time to see which are leased and remove others."""
-    with _gate(folder, fcntl.LOCK_EX):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_gate(folder, fcntl.LOCK_EX))
+        except OSError as error:
+            raise KnowledgeBaseError(
+                f"{folder} cannot be locked ({error}), so no version can be removed; compact it with keep=None"
+            ) from error
         yield
 
 

@@ -49,7 +49,13 @@ class Snapshot:
 
     @classmethod
     def open(
-        cls, folder: Path, version: int | str | None, encoder: str | Path | TextEncoder | None, *, device: Any, dtype: Any
+        cls,
+        folder: Path,
+        version: int | str | None,
+        encoder: str | Path | TextEncoder | None,
+        *,
+        device: Any,
+        dtype: Any,
     ) -> Snapshot:
         """Open a version or tag, the newest by default, with its ``encoder`` if that is loaded or lies elsewhere now."""
         manifest = Manifest.read(folder)
