@@ -211,7 +211,7 @@ def run(work: Path, *, kills: int, seed: int, readers: int) -> Result:
     result, chance = Result(), random.Random(seed)
     plan = operations(random.Random(seed))
     next(plan)
-    seconds: dict[str, list[float]] = {kind: [0.2] for kind in KINDS}
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     processes = [start("read", folder, states, stop, seed * 1000 + place) for place in range(readers)]
     writer = None
     try:
@@ -229,9 +229,9 @@ def run(work: Path, *, kills: int, seed: int, readers: int) -> Result:
                 writer.stdout.close()  # type: ignore[union-attr]
                 if writer.returncode != -signal.SIGKILL:
                     result.errors.append(f"operation {operation} failed with exit code {writer.returncode}")
-                result.killed[operation["kind"]] += 1
                 writer = None
             result.finished += done
+            result.killed[operation["kind"]] += not done
             base.refresh()
             state, faults = examine(base)
             result.faults += faults
@@ -265,7 +265,8 @@ def carry_out(
     assert writer.stdout is not None
     writer.stdin.write(json.dumps(operation) + "\n")
     writer.stdin.flush()
-    if writer.stdout.readline() == "begun\n" and chance.random() < KILLED:
+    begun = writer.stdout.readline() == "begun\n"
+    if begun and seconds and chance.random() < KILLED:  # the first of a kind says how long they take
         time.sleep(chance.uniform(0, 1.2 * statistics.median(seconds)))
         writer.kill()
         writer.wait()

@@ -434,6 +434,23 @@ def test_a_search_sees_a_handle_s_own_write_when_all_of_it_is_done(kb, monkeypat
     assert (seen, len(kb)) == ([4], 5)
 
 
+def test_what_a_search_reads_never_moves_whatever_the_handle_writes(tmp_path):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=ToyEncoder())
+    for write in (
+        lambda: kb.add([Passage("a", text="a"), Passage("b", text="b")]),
+        lambda: kb.upsert([Passage("a", text="c")]),
+        lambda: kb.delete("a"),
+        lambda: kb.compact(NOW),
+        lambda: kb.reencode(ToyEncoder(48)),
+        lambda: kb.reencode(ToyEncoder(48, name="elsewhere")),
+    ):
+        snapshot = kb._snapshot
+        version, content = snapshot.store.version, snapshot.store.scan(["id", "text", "vector"])
+        write()
+        assert kb.version > version == snapshot.store.version
+        assert snapshot.store.scan(["id", "text", "vector"]).equals(content)
+
+
 def test_documents_are_deleted_whole(kb):
     kb.add([Passage("d1", document_id="d"), Passage("d2", document_id="d"), Passage("d", text="x")], np.ones((3, 4)))
     assert kb.delete_documents(["d", "nowhere"]) == 2

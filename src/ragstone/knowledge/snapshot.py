@@ -44,8 +44,9 @@ class Snapshot:
         self.manifest = manifest.at(store.width, store.encoder)
         self.device, self.dtype = device, dtype
         self._encoder = encoder
-        held = lease is not None and lease.version == store.version
-        self._lease = lease if held else Lease(folder, store.version)
+        if lease is None or lease.version != store.version:
+            lease = Lease(folder, store.version)
+        self._lease = lease
 
     @classmethod
     def open(
