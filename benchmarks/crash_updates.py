@@ -111,10 +111,11 @@ def write(folder: str) -> None:
     base = KnowledgeBase.open(folder)
     for line in sys.stdin:
         operation = json.loads(line)
+        ids = operation["ids"]
+        if operation["kind"] in ("add", "upsert"):
+            passages = [passage(id_, operation["number"]) for id_ in ids]
+            vectors = np.array([vector(id_, operation["number"], base.width) for id_ in ids])
         print("begun", flush=True)
-        number, ids = operation["number"], operation["ids"]
-        passages = [passage(id_, number) for id_ in ids]
-        vectors = np.array([vector(id_, number, base.width) for id_ in ids]).reshape(-1, base.width)
         match operation["kind"]:
             case "add":
                 base.add(passages, vectors)
@@ -232,6 +233,8 @@ def run(work: Path, *, kills: int, seed: int, readers: int) -> Result:
                 writer = None
             result.finished += done
             result.killed[operation["kind"]] += not done
+            if not done:
+                print(f"{result.killed.total()} of {kills} killed", end="\r", file=sys.stderr, flush=True)
             base.refresh()
             state, faults = examine(base)
             result.faults += faults

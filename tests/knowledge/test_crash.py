@@ -117,8 +117,8 @@ def test_kill_9_while_indexing_loses_nothing_committed(tmp_path):
 def test_kill_9_of_any_write_while_others_read_loses_and_tears_nothing(tmp_path):
     import crash_updates
 
-    result = crash_updates.run(tmp_path, kills=4, seed=5, readers=2)
-    assert result.killed.total() == 4
+    result = crash_updates.run(tmp_path, kills=3, seed=5, readers=2)
+    assert result.killed.total() == 3
     assert min(result.reads, result.pinned, result.finished) > 0
     assert (result.lost, result.faults, result.errors) == ([], [], [])
 
