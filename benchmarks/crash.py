@@ -1,11 +1,15 @@
-"""Kill `index` with SIGKILL at random moments; the base must open each time and the next run must complete it.
+"""Kill what writes with SIGKILL at random moments: nothing that was committed may be lost, and nothing be seen in parts.
 
-    python benchmarks/crash.py [--kills 20] [--seed 0]
+    python benchmarks/crash.py [--work index|updates|all] [--kills 20] [--seed 0] [--readers 4]
 
-A folder of documents of 1 to 40 passages (one of 400) is indexed by a process of its own, with a toy encoder. After
-each kill the base is opened: it may hold whole documents only, each passage as in an uninterrupted run, no id twice.
-The next run goes on from there until all is stored; then the base is made anew. Each time that a base is complete,
-its content, vectors included, must equal that of an uninterrupted run.
+**index**: the base must open each time and the next run must complete it. A folder of documents of 1 to 40 passages (one
+of 400) is indexed by a process of its own, with a toy encoder. After each kill the base is opened: it may hold whole
+documents only, each passage as in an uninterrupted run, no id twice. The next run goes on from there until all is stored;
+then the base is made anew. Each time that a base is complete, its content, vectors included, must equal that of an
+uninterrupted run.
+
+**updates**: add, upsert, delete, compact and reindex, chosen at random, are killed while readers in processes of their
+own search all the time, exactly and by words, at the newest version and at older ones; see crash_updates.py.
 """
 
 from __future__ import annotations
@@ -123,19 +127,50 @@ def run(work: Path, *, kills: int, seed: int, documents: int) -> Result:
     return result
 
 
+def index_work(work: Path, options: argparse.Namespace) -> bool:
+    result = run(work, kills=options.kills, seed=options.seed, documents=options.documents)
+    print("| kill -9 of index | seed | base in between | faults |\n|---|---|---|---|")
+    print(f"| {result.killed} | {options.seed} | {result.partial} | {len(result.faults)} |\n")
+    return tell(result.faults)
+
+
+def updates_work(work: Path, options: argparse.Namespace) -> bool:
+    import crash_updates
+
+    result = crash_updates.run(work, kills=options.kills, seed=options.seed, readers=options.readers)
+    killed = ", ".join(f"{count} {kind}" for kind, count in sorted(result.killed.items()))
+    print(
+        "| kill -9 | of them committed | seed | not killed | readers | versions read | of them pinned | lost "
+        "| torn or wrong | errors |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        f"| {result.killed.total()} ({killed}) | {result.committed} | {options.seed} | {result.finished} | "
+        f"{options.readers} | {result.reads} | {result.pinned} | {len(result.lost)} | {len(result.faults)} | "
+        f"{len(result.errors)} |\n"
+    )
+    return tell(result.lost + result.faults + result.errors)
+
+
+def tell(faults: list[str]) -> bool:
+    for fault in faults:
+        print(fault)
+    return bool(faults)
+
+
+WORKS = {"index": index_work, "updates": updates_work}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=[*WORKS, "all"], default="all")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--documents", type=int, default=120)
+    parser.add_argument("--readers", type=int, default=4)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        result = run(Path(work), kills=options.kills, seed=options.seed, documents=options.documents)
-    print("| kill -9 | seed | base in between | faults |\n|---|---|---|---|")
-    print(f"| {result.killed} | {options.seed} | {result.partial} | {len(result.faults)} |")
-    for fault in result.faults:
-        print(fault)
-    sys.exit(bool(result.faults))
+    failed = False
+    for name in WORKS if options.work == "all" else [options.work]:
+        with tempfile.TemporaryDirectory() as work:
+            failed |= WORKS[name](Path(work), options)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

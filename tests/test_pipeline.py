@@ -3,14 +3,15 @@
 import dataclasses
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from ragstone import Evidence, KnowledgeBase, Passage, RagPipeline
-from ragstone.errors import InputError, ModelError
-from ragstone.testing import TOY_PASSAGES, tiny_rag, toy_passages
+from ragstone.errors import EncoderMismatchError, InputError, ModelError
+from ragstone.testing import TOY_PASSAGES, ToyEncoder, tiny_rag, toy_passages
 
 TEXTS = [text for _, text in TOY_PASSAGES]
 FAMILIES = ["bart", "t5", "llama"]
@@ -299,3 +300,70 @@ def test_hits_bring_their_scores(rag):
     assert [e.score for e in dense.passages] == [e.score for e in alike.passages]
     with pytest.raises(InputError, match="Hit objects"):
         rag("capital of France", passages=TEXTS[:2], prior="search")
+
+
+# Another knowledge base (paper, section 4.5)
+
+
+@pytest.fixture
+def other(rag, tmp_path):
+    """A base with the ids of the first, and other texts."""
+    base = KnowledgeBase.create(tmp_path / "other", encoder=None, width=16)
+    passages = [Passage(p.id, p.title, f"Another text about {p.title}.") for p in toy_passages()]
+    base.add(passages, vectors=rag.retriever.encode_passages(passages))
+    return base
+
+
+def test_a_swapped_base_answers_as_in_a_new_pipeline(rag, other):
+    first, weights = rag.knowledge_base, [p.data_ptr() for p in rag.model.parameters()]
+    before = rag("who wrote hamlet?", max_new_tokens=6)
+    rag.set_knowledge_base(other.path)
+    assert rag.knowledge_base.path == other.path
+    assert [p.data_ptr() for p in rag.model.parameters()] == weights
+    fresh = RagPipeline(rag.model, rag.tokenizer, other)("who wrote hamlet?", max_new_tokens=6)
+    rag.set_knowledge_base(other)
+    answer = rag("who wrote hamlet?", max_new_tokens=6)
+    assert all(e.passage.text.startswith("Another text") for e in answer.passages)
+    assert (answer.text, answer.log_prob, answer.passages) == (fresh.text, fresh.log_prob, fresh.passages)
+    rag.set_knowledge_base(first)
+    again = rag("who wrote hamlet?", max_new_tokens=6)
+    assert (again.text, again.passages) == (before.text, before.passages)
+    assert again.log_prob == pytest.approx(before.log_prob, abs=1e-5)
+
+
+def test_a_call_in_flight_ends_with_the_base_it_began_with(rag, other, monkeypatch):
+    begun, go, answers = threading.Event(), threading.Event(), []
+    generate = rag.model.generate
+
+    def slow(*arguments, **options):
+        begun.set()
+        assert go.wait(60)
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(rag.model, "generate", slow)
+    thread = threading.Thread(target=lambda: answers.extend(rag(["what is pi?"] * 10, max_new_tokens=2)))  # two batches
+    thread.start()
+    assert begun.wait(60)
+    rag.set_knowledge_base(other)
+    go.set()
+    thread.join()
+    texts = [e.passage.text for answer in answers for e in answer.passages]
+    assert len(answers) == 10
+    assert not any(text.startswith("Another text") for text in texts)
+    assert rag("what is pi?", max_new_tokens=2).passages[0].passage.text.startswith("Another text")
+
+
+def test_a_base_of_other_vectors_is_refused(bare, tmp_path):
+    wide = KnowledgeBase.create(tmp_path / "wide", encoder=None, width=24)
+    with pytest.raises(EncoderMismatchError, match=r"wide holds vectors of width 24.*question vectors have width 16"):
+        bare.set_knowledge_base(wide)
+    with pytest.raises(InputError, match="give a KnowledgeBase or its folder"):
+        bare.set_knowledge_base(["a passage"])
+    assert bare.knowledge_base is None
+    first = KnowledgeBase.create(tmp_path / "first", encoder=ToyEncoder(width=16))
+    second = KnowledgeBase.create(tmp_path / "second", encoder=ToyEncoder(width=16, fingerprint="toy-2"))
+    bare.set_knowledge_base(first)
+    with pytest.raises(EncoderMismatchError, match=r"second holds .* 'toy-2', but .* 'toy-1'.*ragstone reindex"):
+        bare.set_knowledge_base(second)
+    assert bare.knowledge_base is first
+    bare.set_knowledge_base(KnowledgeBase.create(tmp_path / "given", encoder=None, width=16))

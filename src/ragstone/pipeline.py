@@ -16,7 +16,7 @@ from ragstone import local
 from ragstone.answers import Answer, Evidence, Score
 from ragstone.decoding import RagGenerateOutput, score_candidates
 from ragstone.encoders.precision import choose_dtype, parse_dtype
-from ragstone.errors import InputError
+from ragstone.errors import EncoderMismatchError, InputError
 from ragstone.generators.prompts import report_truncation
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.passages import as_passages
@@ -145,8 +145,35 @@ class RagPipeline:
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:
-        """The knowledge base, if there is one."""
+        """The knowledge base, if there is one; `set_knowledge_base` puts another in its place."""
         return self.retriever.index if isinstance(self.retriever.index, KnowledgeBase) else None
+
+    @torch.no_grad()
+    def set_knowledge_base(self, knowledge_base: KnowledgeBase | str | Path) -> None:
+        """Answer from another knowledge base from now on; no model is loaded again (paper §4.5, index hot-swapping).
+
+        Safe while other threads ask: a call that has begun ends with the base that it began with.
+
+        Raises:
+            EncoderMismatchError: the vectors of the base are not of the encoder that the present one has, or not as wide
+                as the model's question vectors.
+        """
+        swapped = self.retriever.with_index(knowledge_base)
+        base = swapped.index
+        if not isinstance(base, KnowledgeBase):
+            raise InputError(f"knowledge_base is {knowledge_base!r}; give a KnowledgeBase or its folder.")
+        ids, mask = self.retriever.tokenize_questions(["?"])
+        device = self.model.generator.device
+        width = self.model.rag.encode_questions(ids.to(device), mask.to(device)).shape[1]
+        if base.width != width:
+            raise EncoderMismatchError(
+                f"{base.path} holds vectors of width {base.width}, but the model's question vectors have width {width}; "
+                "give a base that was made with the model's passage encoder, or re-encode this one with `ragstone reindex`"
+            )
+        if self.knowledge_base is not None:
+            base.check_same_encoder(self.knowledge_base)
+        self.model.set_retriever(swapped)
+        self.retriever = swapped
 
     @property
     def method(self) -> str:
@@ -201,13 +228,15 @@ class RagPipeline:
         """
         questions, single = _listed(question)
         given = _given_hits(passages, len(questions), single)
+        retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
         options = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences, **options}
         if isinstance(self.model, RagSequenceForGeneration):
             options["decode"] = decode
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_PER_BATCH):
             part = slice(start, start + QUESTIONS_PER_BATCH)
-            prepared = self._prepare(questions[part], k, search, where, prior, None if given is None else given[part])
+            found = k, search, where, prior, None if given is None else given[part]
+            prepared = self._prepare(retriever, questions[part], *found)
             lengths = prepared.prompt_lengths if self.model.config.causal else None
             out = self.model.generate(
                 **prepared.inputs, prompt_lengths=lengths, return_dict_in_generate=True, **options
@@ -237,13 +266,15 @@ class RagPipeline:
         """
         questions, single = _listed(question)
         given = _given_hits(passages, len(questions), single)
+        retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
         if not choices or isinstance(choices, str) or len(set(choices)) < len(choices):
             raise InputError(f"choices is {choices!r}; pass a list of different strings.")
         candidates = self.tokenizer.target_ids(choices)
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_PER_BATCH):
             part = slice(start, start + QUESTIONS_PER_BATCH)
-            prepared = self._prepare(questions[part], k, search, where, prior, None if given is None else given[part])
+            found = k, search, where, prior, None if given is None else given[part]
+            prepared = self._prepare(retriever, questions[part], *found)
             inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
             out = score_candidates(self.model.rag.contexts(inputs), inputs.log_prior, candidates, method=self.method)
             answers += self._answers(prepared, out, len(choices), ranked=False)
@@ -293,6 +324,7 @@ class RagPipeline:
     @torch.no_grad()
     def _prepare(
         self,
+        retriever: RagRetriever,
         questions: list[str],
         k: int | None,
         search: str,
@@ -307,13 +339,13 @@ class RagPipeline:
         if k < 1:
             raise InputError(f"k is {k}; ask for at least 1 passage.")
         rag, device = self.model.rag, self.model.generator.device
-        ids, mask = self.retriever.tokenize_questions(questions)
+        ids, mask = retriever.tokenize_questions(questions)
         vectors = rag.encode_questions(ids.to(device), mask.to(device)).float()
         if given is not None:
-            hits = given if prior == "search" else self._encode_given(given)
+            hits = given if prior == "search" else self._encode_given(retriever, given)
             k = max(len(row) for row in hits)
         else:
-            hits = self.retriever.retrieve(vectors.cpu().numpy(), k, questions=questions, search=search, where=where)
+            hits = retriever.retrieve(vectors.cpu().numpy(), k, questions=questions, search=search, where=where)
         if prior == "search":
             if any(np.isnan(hit.score) for row in hits for hit in row):
                 raise InputError("prior='search' with passages of your own needs their scores; pass Hit objects.")
@@ -326,16 +358,17 @@ class RagPipeline:
             )
         passages = [[hit.passage for hit in row] for row in hits]
         null = rag.null_passage is not None
-        contexts = self.retriever.contexts(questions, passages, k, null_passage=null)
+        contexts = retriever.contexts(questions, passages, k, null_passage=null)
         report_truncation(contexts.truncated, self.model.config.prompt_format().max_length)
         given_contexts = contexts.input_ids.to(device), contexts.attention_mask.to(device)
         scores = rag.add_null_passage(scores, vectors)
         return _Prepared(questions, passages, *given_contexts, scores, contexts.prompt_lengths.to(device))
 
-    def _encode_given(self, given: list[list[Hit]]) -> list[list[Hit]]:
+    @staticmethod
+    def _encode_given(retriever: RagRetriever, given: list[list[Hit]]) -> list[list[Hit]]:
         """Vectors of the passages that the caller brought, each encoded once."""
         flat = list({id(h.passage): h.passage for row in given for h in row}.values())
-        vectors = self.retriever.encode_passages(flat)
+        vectors = retriever.encode_passages(flat)
         place = {id(p): n for n, p in enumerate(flat)}
         return [[replace(h, vector=vectors[place[id(h.passage)]]) for h in row] for row in given]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ class RagRetriever:
         self.question_encoder_tokenizer = question_encoder_tokenizer
         self.generator_tokenizer = generator_tokenizer
         self.index: KnowledgeBase | PassageIndex = _index_from(index) if index is not None else _named_index(config)
-        self._passage_encoder = passage_encoder
+        self._given_encoder = self._passage_encoder = passage_encoder
         self._question_encoder: Any = None
 
     @classmethod
@@ -121,6 +122,13 @@ class RagRetriever:
             self.config.passage_encoder = _SAVED_ENCODER
         self.config.save_pretrained(folder)
         RagTokenizer(self.question_encoder_tokenizer, self.generator_tokenizer).save_pretrained(folder)
+
+    def with_index(self, index: Any) -> RagRetriever:
+        """Return a retriever that searches ``index`` and is otherwise this one; this one stays as it is."""
+        other = copy.copy(self)
+        other.index = _index_from(index)
+        other._passage_encoder = self._given_encoder  # one that was found may be the old index's
+        return other
 
     def attach(self, question_encoder: Any) -> None:
         """Hand over the model's question encoder, the passage encoder of last resort."""

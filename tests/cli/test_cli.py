@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 import torch
 from command import ragstone
 
+from ragstone.cli.maintenance import parse_duration
+from ragstone.errors import InputError
+from ragstone.knowledge import KnowledgeBase
 from ragstone.testing import TOY_PASSAGES, question_tokenizer, tiny_question_encoder, tiny_rag
 
 
@@ -42,6 +46,45 @@ def test_search_and_info(base):
     info = json.loads(ragstone("info", folder, "--json").stdout)
     assert info["passages"] == len(TOY_PASSAGES)
     assert "passages" in ragstone("info", folder).stdout
+
+
+def test_a_base_is_tagged_thinned_and_compacted(base, tmp_path):
+    folder, _ = base
+    assert ragstone("tag", folder, "whole").returncode == 0
+    ids = [hit["id"] for hit in json.loads(ragstone("search", folder, "bee", "-k", 8, "--json").stdout)]
+    assert json.loads(ragstone("delete", folder, *ids[:2], "--json").stdout)["deleted"] == 2
+    document = KnowledgeBase.open(folder).get(ids[3])[0].document_id
+    done = json.loads(ragstone("delete", folder, document, "--document", "--json").stdout)
+    assert (done["deleted"], done["passages"]) == (1, len(TOY_PASSAGES) - 3)
+    report = json.loads(ragstone("compact", folder, "--keep", "0s", "--json").stdout)
+    assert report["versions_kept"] == 2
+    assert report["versions_removed"]
+    shown = json.loads(ragstone("search", folder, "bee", "-k", 9, "--version", "whole", "--json").stdout)
+    assert {hit["id"] for hit in shown} == {*ids}
+    tags = json.loads(ragstone("info", folder, "--json").stdout)["tags"]
+    assert [*tags] == ["whole"]
+    assert f"whole={tags['whole']}" in ragstone("info", folder).stdout
+    assert len(json.loads(ragstone("search", folder, "bee", "-k", 9, "--json").stdout)) == len(TOY_PASSAGES) - 3
+    assert "at version" in ragstone("tag", folder, "whole").stderr
+    assert json.loads(ragstone("tag", folder, "whole", "--move", "--json").stdout)["tags"]["whole"] == report["version"]
+    assert ragstone("tag", folder, "old", "--version", report["version"]).returncode == 0
+    assert ragstone("tag", folder, "whole", "--delete").returncode == 0
+    assert "1 versions removed" in ragstone("compact", folder, "--keep", "0d").stdout
+    gone = ragstone("search", folder, "bee", "--version", tags["whole"])
+    assert gone.returncode == 1
+    assert "compaction removed it" in " ".join(gone.stderr.split())
+    assert "such as 7d" in " ".join(ragstone("compact", folder, "--keep", "soon").stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "duration"), [("90s", {"seconds": 90}), ("0d", {}), ("12h", {"hours": 12}), ("2w", {"days": 14})]
+)
+def test_durations(text, duration):
+    assert parse_duration(text) == timedelta(**duration)
+    assert parse_duration("all") is None
+    for wrong in ("", "7", "d", "-1d", "1.5d", "7 d", "1y"):
+        with pytest.raises(InputError, match="is no time"):
+            parse_duration(wrong)
 
 
 def test_an_encoder_is_trained_and_the_base_moved_to_it(base, models, tmp_path):
@@ -186,7 +229,8 @@ def test_an_interrupt_is_told_in_one_sentence(notes, tmp_path, monkeypatch):
 
 def test_version_and_help():
     assert in_its_own_process("--version").stdout.startswith("ragstone 0.")
-    for verb in ("index", "reindex", "train-encoder", "search", "ask", "train", "evaluate", "info", "setup"):
+    verbs = "index reindex train-encoder search ask train evaluate info setup compact tag delete"
+    for verb in verbs.split():
         assert verb in ragstone("--help").stdout
         assert ragstone(verb, "--help").returncode == 0
 

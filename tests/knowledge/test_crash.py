@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -111,6 +112,31 @@ def test_kill_9_while_indexing_loses_nothing_committed(tmp_path):
     result = crash.run(tmp_path, kills=3, seed=1, documents=25)
     assert result.killed == 3
     assert result.faults == []
+
+
+def test_kill_9_of_any_write_while_others_read_loses_and_tears_nothing(tmp_path):
+    import crash_updates
+
+    result = crash_updates.run(tmp_path, kills=3, seed=5, readers=2)
+    assert result.killed.total() == 3
+    assert min(result.reads, result.pinned, result.finished) > 0
+    assert (result.lost, result.faults, result.errors) == ([], [], [])
+
+
+def test_the_crash_check_sees_what_is_torn_lost_or_wrong(tmp_path):
+    from crash_updates import encoder, examine, passage
+
+    base = KnowledgeBase.create(tmp_path / "kb", encoder=encoder(32))
+    base.add([passage(f"p{place}", 3) for place in range(5)])
+    assert examine(base) == (dict.fromkeys((f"p{place}" for place in range(5)), 3), [])
+    torn = dataclasses.replace(passage("p1", 3), text=passage("p1", 4).text)
+    base.upsert([torn])
+    _, faults = examine(base)
+    assert [fault.split(": ")[1].split(" ")[0:2] for fault in faults] == [
+        ["p1", "is"],
+        ["p1", "has"],
+        ["marker3", "is"],
+    ]
 
 
 # Damaged files

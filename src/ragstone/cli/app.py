@@ -1,4 +1,4 @@
-"""The verbs that read: documents in, passages and answers out. Those that learn and judge are in ``learning.py``."""
+"""The verbs that read: documents in, passages and answers out. Others are in ``learning.py`` and ``maintenance.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ragstone.cli.options import Beams, Decode, Device, Dtype, Json, K, Method, ModelK, Search, SearchOption, Where
+from ragstone.cli.options import (
+    Beams,
+    Decode,
+    Device,
+    Dtype,
+    Json,
+    K,
+    Method,
+    ModelK,
+    Search,
+    SearchOption,
+    VersionOption,
+    Where,
+    parse_version,
+)
 from ragstone.errors import InputError
 
 __all__ = ["app"]
@@ -104,6 +118,7 @@ def search(
     k: K = 5,
     how: SearchOption = Search.dense,
     where: Where = None,
+    version: VersionOption = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -111,7 +126,17 @@ def search(
     """Find passages."""
     from ragstone.cli.asking import search_passages
 
-    search_passages(kb, question, k=k, how=how.value, where=where, device=device, dtype=dtype, as_json=json)
+    search_passages(
+        kb,
+        question,
+        k=k,
+        how=how.value,
+        where=where,
+        version=parse_version(version),
+        device=device,
+        dtype=dtype,
+        as_json=json,
+    )
 
 
 @app.command()
@@ -126,6 +151,7 @@ def ask(
     k: ModelK = None,
     how: SearchOption = Search.dense,
     where: Where = None,
+    version: VersionOption = None,
     decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
     beams: Beams = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
@@ -150,6 +176,7 @@ def ask(
         model=model,
         method=None if method is None else method.value,
         files=passages,
+        version=parse_version(version),
         options={**options, "max_new_tokens": max_new_tokens},
         explain=explain,
         device=device,
@@ -169,4 +196,4 @@ def info(
     show(what, as_json=json)
 
 
-from ragstone.cli import learning  # noqa: E402, F401  (adds its verbs)
+from ragstone.cli import learning, maintenance  # noqa: E402, F401  (they add their verbs)

@@ -23,13 +23,14 @@ def search_passages(
     k: int,
     how: str,
     where: str | None,
+    version: int | str | None,
     device: str | None,
     dtype: str | None,
     as_json: bool,
 ) -> None:
     """Print the k best passages."""
     quiet_libraries()
-    base = KnowledgeBase.open(folder, device=device, dtype=dtype)
+    base = KnowledgeBase.open(folder, version=version, device=device, dtype=dtype)
     hits = base.search(question, k=k, search=how, where=where)  # type: ignore[call-overload]
     if as_json:
         print_json([{**asdict(hit.passage), "score": hit.score} for hit in hits])
@@ -44,6 +45,7 @@ def answer_questions(
     model: str,
     method: str | None,
     files: list[Path] | None,
+    version: int | str | None,
     options: dict[str, Any],
     explain: bool,
     device: str | None,
@@ -54,7 +56,7 @@ def answer_questions(
     from ragstone.pipeline import RagPipeline
 
     quiet_libraries()
-    base = None if folder is None else KnowledgeBase.open(folder, device=device, dtype=dtype)
+    base = None if folder is None else KnowledgeBase.open(folder, version=version, device=device, dtype=dtype)
     passages = _read_passages(files) if files else None
     with working("Loading the model"):
         rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method, device=device, dtype=dtype)  # type: ignore[arg-type]

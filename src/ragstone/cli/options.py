@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Beams", "Decode", "Device", "Dtype", "Json", "K", "Method", "ModelK", "Search", "SearchOption", "Where"]
+__all__ = [
+    "Beams",
+    "Decode",
+    "Device",
+    "Dtype",
+    "Json",
+    "K",
+    "Method",
+    "ModelK",
+    "Search",
+    "SearchOption",
+    "VersionOption",
+    "Where",
+    "parse_version",
+]
 
 
 class Method(StrEnum):
@@ -41,3 +55,11 @@ ModelK = Annotated[int | None, typer.Option("-k", min=1, help="Passages a questi
 Beams = Annotated[int | None, typer.Option(min=1, help="Beams of the search for an answer [the model's own].")]
 Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
 SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]
+VersionOption = Annotated[
+    str | None, typer.Option("--version", help="A version of the base, by number or tag [the newest].")
+]
+
+
+def parse_version(text: str | None) -> int | str | None:
+    """Return a version as `KnowledgeBase.open` takes it: digits are a number, anything else is a tag."""
+    return int(text) if text is not None and text.isdecimal() else text

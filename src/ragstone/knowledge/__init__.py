@@ -8,14 +8,16 @@ from ragstone._lazy import loader
 
 if TYPE_CHECKING:
     from ragstone.knowledge.base import KnowledgeBase
+    from ragstone.knowledge.compaction import CompactionReport
     from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
+    from ragstone.knowledge.history import Version
     from ragstone.knowledge.indexing import IndexReport
     from ragstone.knowledge.info import KnowledgeBaseInfo
     from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
     from ragstone.knowledge.search import Hit
-    from ragstone.knowledge.storage import Version
 
 __all__ = [
+    "CompactionReport",
     "Document",
     "Hit",
     "IndexReport",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CompactionReport": "compaction",
     "Document": "documents",
     "Hit": "search",
     "IndexReport": "indexing",
@@ -41,7 +44,7 @@ _HOMES = {
     "Passage": "passages",
     "Skipped": "documents",
     "SplitOptions": "passages",
-    "Version": "storage",
+    "Version": "history",
     "as_passages": "passages",
     "document_passages": "documents",
     "find_files": "documents",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -15,7 +17,10 @@ from numpy.typing import ArrayLike
 from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.checks import check_count, check_ids, check_questions, check_vectors
+from ragstone.knowledge.codes import move_file
+from ragstone.knowledge.compaction import CompactionReport, folder_bytes, remove_versions
 from ragstone.knowledge.encoding import TextEncoder
+from ragstone.knowledge.history import Version
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
 from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
@@ -23,7 +28,7 @@ from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
 from ragstone.knowledge.reencoding import reencode_passages
 from ragstone.knowledge.search import Hit, Searcher, SearchMethod
 from ragstone.knowledge.snapshot import Snapshot
-from ragstone.knowledge.storage import PassageStore, Version, passage_table
+from ragstone.knowledge.storage import PassageStore, passage_table
 
 __all__ = ["KnowledgeBase"]
 
@@ -101,7 +106,7 @@ class KnowledgeBase:
         cls,
         path: str | Path,
         *,
-        version: int | None = None,
+        version: int | str | None = None,
         encoder: str | Path | TextEncoder | None = None,
         device: Any = None,
         dtype: Any = None,
@@ -111,7 +116,7 @@ class KnowledgeBase:
 
         Args:
             path: the folder.
-            version: another version; such a base can only be read.
+            version: another version, by number or tag; such a base can only be read.
             encoder: the encoder that made the vectors, if it is loaded already or lies elsewhere now. Without it, the
                 one that the manifest names is loaded when first needed.
             device: where the encoder runs.
@@ -165,9 +170,36 @@ class KnowledgeBase:
     def _manifest(self) -> Manifest:
         return self._snapshot.manifest
 
+    def check_same_encoder(self, other: KnowledgeBase) -> None:
+        """Raise EncoderMismatchError unless question vectors for ``other`` find their passages here too.
+
+        Where the vectors of one of the two were given, nothing but their width can be compared.
+        """
+        spec = other._manifest.encoder
+        if spec is None or self._manifest.encoder is None:
+            spec = {**(self._manifest.encoder or {}), "name": "the encoder of given vectors", "width": other.width}
+        self._manifest.check_encoder(spec, self.path)
+
     def versions(self) -> list[Version]:
         """Return every version that can be opened, oldest first."""
-        return self._store.versions()
+        return self._store.history.versions()
+
+    def tags(self) -> dict[str, int]:
+        """Return the versions that have names, by name."""
+        return self._store.history.tags()
+
+    def tag(self, name: str, *, move: bool = False) -> None:
+        """Name the version that is read, so that `open` finds it by name and compaction keeps it.
+
+        A name that another version has is refused, unless it is to ``move`` here.
+        """
+        with write_lock(self.path, self._wait):
+            self._store.history.tag(name, self.version, move=move)
+
+    def untag(self, name: str) -> None:
+        """Take a name away from its version, which compaction may remove from then on."""
+        with write_lock(self.path, self._wait):
+            self._store.history.untag(name)
 
     def refresh(self) -> None:
         """Move on to the newest version, and to its encoder."""
@@ -200,15 +232,15 @@ class KnowledgeBase:
             progress: called as ``progress(done, total, unit)``, the unit being "files" and then "passages".
         """
         check_count("chunk_passages", chunk_passages)
-        with self._writing():
-            if split != "same" and split != self._manifest.split:
+        with self._writing() as snapshot:
+            if split != "same" and split != snapshot.manifest.split:
                 replace(Manifest.read(self.path), split=split).write(self.path)
-                self.refresh()
+                snapshot.follow()
             return index_documents(
-                self._store,
-                lambda: self.encoder,
+                snapshot.store,
+                lambda: snapshot.encoder,
                 paths,
-                split=self._manifest.split,
+                split=snapshot.manifest.split,
                 prune=prune,
                 chunk_passages=chunk_passages,
                 progress=progress,
@@ -224,8 +256,40 @@ class KnowledgeBase:
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove passages; return how many there were."""
-        with self._writing():
-            return self._store.delete("id", check_ids(ids))
+        return self._delete("id", ids)
+
+    def delete_documents(self, document_ids: str | Iterable[str]) -> int:
+        """Remove all passages of documents; return how many there were."""
+        return self._delete("document_id", document_ids)
+
+    def compact(self, keep: timedelta | None = timedelta(days=7)) -> CompactionReport:
+        """Write the passages and indices anew without what was deleted, and remove versions that nobody needs.
+
+        A version stays that was replaced less than ``keep`` ago, that has a tag, or that an open base reads, in whatever
+        process. Readers go on meanwhile; they wait only while files are deleted, and only to open or `refresh`.
+
+        Args:
+            keep: how long a version stays after it was replaced. None: for ever.
+        """
+        if keep is not None and keep < timedelta():
+            raise InputError(f"keep={keep} is negative; give timedelta(0) to keep nothing but what is in use")
+        started, before = time.monotonic(), folder_bytes(self.path)
+        removed: list[int] = []
+        with self._writing() as snapshot:
+            rewritten = snapshot.store.version
+            snapshot.store.compact()
+            self._adopt(snapshot)  # else it would hold back the version before
+            if keep is not None:
+                move_file(self.path, snapshot.manifest.id, snapshot.store)
+                removed = remove_versions(self.path, snapshot.manifest, snapshot.store, rewritten, keep)
+        return CompactionReport(
+            bytes_before=before,
+            bytes_after=folder_bytes(self.path),
+            versions_removed=tuple(removed),
+            versions_kept=len(self.versions()),
+            seconds=time.monotonic() - started,
+            version=self.version,
+        )
 
     def reencode(
         self,
@@ -253,13 +317,14 @@ class KnowledgeBase:
         if isinstance(encoder, str | Path):
             device, dtype = self._snapshot.device, self._snapshot.dtype
             encoder = encoding.load(encoder, None, device=device, dtype=dtype)
-        with self._writing():
-            if self._manifest.encoder is None or self._manifest.difference(encoder.spec.to_dict()):
-                reencode_passages(self._store, encoder, chunk=chunk, resume=resume, progress=progress)
-            elif self._manifest.encoder != encoder.spec.to_dict():
-                self._store.rename_encoder(encoder.spec.to_dict())
+        with self._writing() as snapshot:
+            manifest, spec = snapshot.manifest, encoder.spec.to_dict()
+            if manifest.encoder is None or manifest.difference(spec):
+                reencode_passages(snapshot.store, encoder, chunk=chunk, resume=resume, progress=progress)
+            elif manifest.encoder != spec:
+                snapshot.store.rename_encoder(spec)
             shutil.rmtree(self.path / STAGING_FOLDER, ignore_errors=True)
-            self._snapshot = self._snapshot.newest(encoder)
+            snapshot.follow(encoder)
         return self.version
 
     def _put(self, passages: Iterable[PassageLike], vectors: ArrayLike | None, *, replacing: bool) -> int:
@@ -274,37 +339,50 @@ class KnowledgeBase:
             given = [given[place] for place in places]
             matrix = None if matrix is None else matrix[places]
         before = self._manifest
-        with self._writing():
-            now = self._manifest
+        with self._writing() as snapshot:
+            store, now = snapshot.store, snapshot.manifest
             if matrix is not None and now.encoder is not None and now.difference(before.encoder or {}):
                 raise EncoderMismatchError(
                     f"{self.path} was re-encoded after this handle was opened; give vectors of its new encoder, or none"
                 )
-            stored = self._store.find(last)
+            stored = store.find(last)
             if stored and not replacing:
                 raise InputError(f"{self.path} has a passage with the id {min(stored)!r}; use upsert to replace it")
             if not given:
                 return 0
             if matrix is None:
-                matrix = encoding.encode_passages(self.encoder, given)
+                matrix = encoding.encode_passages(snapshot.encoder, given)
             table = passage_table(given, matrix)
             if stored:
-                self._store.merge(table)
+                store.merge(table)
             else:
-                self._store.append(table)
-            self._store.index_words()
+                store.append(table)
+            store.index_words()
         return len(given)
 
+    def _delete(self, column: str, ids: str | Iterable[str]) -> int:
+        wanted = check_ids(ids)
+        with self._writing() as snapshot:
+            return snapshot.store.delete(column, wanted)
+
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[Snapshot]:
+        """Yield the newest version, to be written on; other threads read the one that was open until all is written."""
         if self._read_only:
             raise KnowledgeBaseError(
                 f"{self.path} is open at version {self.version}, for reading only; open it without version= to write"
             )
         with write_lock(self.path, self._wait):
-            self.refresh()
-            self._store.settle()
-            yield
+            snapshot = self._snapshot.newest()
+            try:
+                snapshot.store.settle()
+                yield snapshot
+            finally:
+                self._adopt(snapshot)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        snapshot.follow()
+        self._snapshot = snapshot
 
     def get(self, ids: str | Iterable[str]) -> list[Passage]:
         """Return the passages ``ids``, in that order."""

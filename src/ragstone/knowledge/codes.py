@@ -20,7 +20,7 @@ import numpy as np
 from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge.storage import PassageStore
 
-__all__ = ["Codes", "current_codes"]
+__all__ = ["Codes", "current_codes", "drop_stale_files", "move_file"]
 
 _BITS = 4
 _CALIBRATION_ROWS = 1024
@@ -136,9 +136,7 @@ def _save(codes: Codes, folder: Path, base_id: str) -> None:
     """Write the codes to a file of their own and remove the older ones, unless there is a newer one."""
     if any(version > codes.version for version, _, _ in _files(folder, base_id)):
         return
-    for stale in folder.glob(".codes.*"):  # what a process left that was killed at this point
-        if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
-            stale.unlink(missing_ok=True)
+    _drop_partial_files(folder)
     partial = folder / f".codes.{os.getpid()}"
     try:
         codes.index.write(str(partial))
@@ -149,6 +147,29 @@ def _save(codes: Codes, folder: Path, base_id: str) -> None:
     for version, _, path in _files(folder, base_id):
         if version < codes.version:
             path.unlink(missing_ok=True)
+
+
+def move_file(folder: Path, base_id: str, store: PassageStore) -> None:
+    """Bring the code file, if there is one, to the version of ``store``, since its own may be about to go."""
+    codes = _load(folder, base_id, store)
+    if codes is not None and codes.version < store.version and _patch(codes, store):
+        _save(codes, folder, base_id)
+
+
+def drop_stale_files(folder: Path, base_id: str) -> None:
+    """Delete the code files of other bases, from which the folder was copied, and what killed processes left."""
+    _drop_partial_files(folder)
+    own = {path for _, _, path in _files(folder, base_id)}
+    for path in folder.glob("codes-*.tvim"):
+        if path not in own:
+            path.unlink(missing_ok=True)
+
+
+def _drop_partial_files(folder: Path) -> None:
+    for partial in folder.glob(".codes.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > _STALE_SECONDS:  # else somebody may be writing it
+                partial.unlink()
 
 
 def _checksum(path: Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragstone.knowledge.compaction import folder_bytes
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.passages import SplitOptions
 from ragstone.knowledge.storage import PassageStore
@@ -27,6 +28,7 @@ class KnowledgeBaseInfo:
         encoder: the fields of the encoder's ``EncoderSpec``; None where vectors are given.
         split: how documents are split; None where records and pages are kept whole.
         dense_search: what ``search="dense"`` does at this size: "exact" or "quantised".
+        tags: the versions that have names, by name.
         bytes: size of the folder on disk, older versions included.
         created: when the base was made, in ISO 8601.
     """
@@ -40,6 +42,7 @@ class KnowledgeBaseInfo:
     encoder: dict[str, Any] | None
     split: SplitOptions | None
     dense_search: str
+    tags: dict[str, int]
     bytes: int
     created: str
 
@@ -56,6 +59,7 @@ def describe(folder: Path, manifest: Manifest, store: PassageStore, dense_search
         encoder=manifest.encoder,
         split=manifest.split,
         dense_search=dense_search,
-        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        tags=store.history.tags(),
+        bytes=folder_bytes(folder),
         created=manifest.created,
     )

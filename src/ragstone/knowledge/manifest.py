@@ -7,6 +7,8 @@ A knowledge base is a folder::
     reencode.lance/    vectors of another encoder, while they are being made (reencoding.py)
     codes-*.tvim       quantised vectors: a cache, rebuilt when missing (codes.py)
     write.lock         held by the one process that writes
+    leases/            which versions are being read (leases.py)
+    removing.json      versions that are being removed (history.py), while they are
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ragstone.errors import EncoderMismatchError, KnowledgeBaseError, LockedError
+from ragstone.knowledge.leases import LEASES_FOLDER
 from ragstone.knowledge.passages import SplitOptions
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "STAGING_FOLDER",
     "Manifest",
     "check_new",
+    "write_file",
     "write_lock",
 ]
 
@@ -72,7 +76,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest into ``folder``, whole or not at all."""
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        _write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+        write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -129,7 +133,9 @@ def check_new(folder: Path) -> None:
         raise KnowledgeBaseError(f"{folder} holds a knowledge base; open it with KnowledgeBase.open")
     if folder.exists() and not folder.is_dir():
         raise KnowledgeBaseError(f"{folder} is a file; give a folder")
-    unfinished = {LOCK_FILE} if any(folder.glob(f"{PASSAGES_FOLDER}/data/*")) else {LOCK_FILE, PASSAGES_FOLDER}
+    unfinished = {LOCK_FILE, LEASES_FOLDER}
+    if not any(folder.glob(f"{PASSAGES_FOLDER}/data/*")):
+        unfinished.add(PASSAGES_FOLDER)
     names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     others = [name for name in names if name not in unfinished and not name.startswith(f".{MANIFEST_FILE}")]
     if others:
@@ -138,7 +144,7 @@ def check_new(folder: Path) -> None:
         )
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a crash leaves the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

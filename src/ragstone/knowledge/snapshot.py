@@ -8,6 +8,7 @@ from typing import Any
 from ragstone.errors import KnowledgeBaseError, ModelError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.encoding import TextEncoder
+from ragstone.knowledge.leases import Lease, choosing
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.storage import PassageStore
 
@@ -15,7 +16,7 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """One version of the base in ``folder``.
+    """One version of the base in ``folder``, which stays on disk for as long as somebody has this object.
 
     Args:
         folder: the base's.
@@ -24,6 +25,7 @@ class Snapshot:
         encoder: what made the vectors, if it is loaded already.
         device: where the encoder runs.
         dtype: what the encoder computes in.
+        lease: one that is held, taken over if it is on the same version.
     """
 
     def __init__(
@@ -35,20 +37,32 @@ class Snapshot:
         *,
         device: Any = None,
         dtype: Any = None,
+        lease: Lease | None = None,
     ) -> None:
         self.folder = folder
         self.store = store
         self.manifest = manifest.at(store.width, store.encoder)
         self.device, self.dtype = device, dtype
         self._encoder = encoder
+        if lease is None or lease.version != store.version:
+            lease = Lease(folder, store.version)
+        self._lease = lease
 
     @classmethod
     def open(
-        cls, folder: Path, version: int | None, encoder: str | Path | TextEncoder | None, *, device: Any, dtype: Any
+        cls,
+        folder: Path,
+        version: int | str | None,
+        encoder: str | Path | TextEncoder | None,
+        *,
+        device: Any,
+        dtype: Any,
     ) -> Snapshot:
-        """Open a version, the newest one by default, with its ``encoder`` if that is loaded or lies elsewhere now."""
+        """Open a version or tag, the newest by default, with its ``encoder`` if that is loaded or lies elsewhere now."""
         manifest = Manifest.read(folder)
-        snapshot = cls(folder, PassageStore.open(folder, manifest.width, version), manifest, device=device, dtype=dtype)
+        with choosing(folder):
+            store = PassageStore.open(folder, manifest.width, version)
+            snapshot = cls(folder, store, manifest, device=device, dtype=dtype)
         if isinstance(encoder, str | Path):
             encoder = encoding.load(encoder, snapshot.manifest.encoder, device=device, dtype=dtype)
         if encoder is not None:
@@ -56,15 +70,33 @@ class Snapshot:
         snapshot._encoder = encoder
         return snapshot
 
-    def newest(self, encoder: TextEncoder | None = None) -> Snapshot:
-        """Return the newest version, with ``encoder`` or that of this version if it made the newest vectors too."""
-        held = encoder or self._encoder
-        newest = Snapshot(
-            self.folder, self.store.newest(), Manifest.read(self.folder), device=self.device, dtype=self.dtype
-        )
-        if held is not None and newest.manifest.difference(held.spec.to_dict()) is None:
-            newest._encoder = held
+    def newest(self) -> Snapshot:
+        """Return the newest version, with the encoder of this one if that made the newest vectors too."""
+        with choosing(self.folder):
+            newest = Snapshot(
+                self.folder,
+                self.store.newest(),
+                Manifest.read(self.folder),
+                device=self.device,
+                dtype=self.dtype,
+                lease=self._lease,
+            )
+        newest._keep_encoder(self._encoder)
         return newest
+
+    def follow(self, encoder: TextEncoder | None = None) -> None:
+        """Go on to the version that the store has written since, and to ``encoder`` if that made its vectors.
+
+        For the one who writes: nothing is removed as long as it holds the lock.
+        """
+        if self._lease.version != self.store.version:
+            self._lease = Lease(self.folder, self.store.version)
+        self.manifest = Manifest.read(self.folder).at(self.store.width, self.store.encoder)
+        self._keep_encoder(encoder or self._encoder)
+
+    def _keep_encoder(self, encoder: TextEncoder | None) -> None:
+        fits = encoder is not None and self.manifest.difference(encoder.spec.to_dict()) is None
+        self._encoder = encoder if fits else None
 
     @property
     def width(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import pyarrow as pa
 
 from ragstone.errors import InputError, KnowledgeBaseError
 from ragstone.knowledge.faults import first_sentence, reading, writing
+from ragstone.knowledge.history import History
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
 from ragstone.knowledge.passages import Passage
 
-__all__ = ["PassageStore", "StoredDocument", "Version", "passage_table", "vector_column"]
+__all__ = ["PassageStore", "StoredDocument", "passage_table", "vector_column"]
 
 KEYWORD_COLUMNS = ("title", "text")
 PASSAGE_COLUMNS = ("id", "title", "text", "document_id", "source", "page", "metadata")
@@ -34,17 +35,10 @@ _TOKENIZER = {"base_tokenizer": "icu/split"}
 # A row that the keyword index does not hold yet costs a search about 30 microseconds.
 _UNINDEXED_ROWS = 2048
 _SCAN_ROWS = 16_384
+_ALL_INDICES = 1_000_000
+_AGES = timedelta(days=365_000)
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
 _ENCODER_KEY = "ragstone:encoder"
-
-
-@dataclass(frozen=True)
-class Version:
-    """One commit of a knowledge base: its ``number``, when it was made, and how many ``passages`` it holds."""
-
-    number: int
-    created: datetime
-    passages: int
 
 
 @dataclass(frozen=True)
@@ -122,21 +116,18 @@ class PassageStore:
         return cls(path, dataset)
 
     @classmethod
-    def open(cls, folder: Path, width: int, version: int | None = None) -> PassageStore:
-        """Open the dataset in ``folder``, at its newest version or at ``version``; ``width`` is that of the manifest."""
+    def open(cls, folder: Path, width: int, version: int | str | None = None) -> PassageStore:
+        """Open the dataset in ``folder`` at its newest version, at a ``version`` or at a tag.
+
+        ``width`` is that of the manifest.
+        """
         import lance
 
         path = folder / PASSAGES_FOLDER
         with reading(path):
-            dataset = lance.dataset(path)
+            store = cls(path, lance.dataset(path))
             if version is not None:
-                known = [entry["version"] for entry in dataset.versions()]
-                if version not in known:
-                    raise KnowledgeBaseError(
-                        f"{folder} has no version {version}, only {_ranges(known)}; see KnowledgeBase.versions()"
-                    )
-                dataset = dataset.checkout_version(version)
-            store = cls(path, dataset)
+                store = cls(path, store._dataset.checkout_version(store.history.number(version)))
         if store.encoder is None and store.width != width:
             raise KnowledgeBaseError(
                 f"{path} holds vectors of width {store.width}, but manifest.json beside it says {width}; "
@@ -175,11 +166,10 @@ class PassageStore:
         with reading(self.path):
             return PassageStore(self.path, self._dataset.checkout_version(self._dataset.latest_version))
 
-    def versions(self) -> list[Version]:
-        """Return every version that can still be opened, oldest first."""
-        with reading(self.path):
-            entries = self._dataset.versions()
-        return [Version(e["version"], e["timestamp"], int(e["metadata"]["total_rows"])) for e in entries]
+    @property
+    def history(self) -> History:
+        """All versions of these passages."""
+        return History(self.path, self._dataset)
 
     # Reading
 
@@ -312,6 +302,23 @@ class PassageStore:
             if missing > (0 if all_rows else max(_UNINDEXED_ROWS, indexed // 10)):
                 self._dataset.optimize.optimize_indices()
 
+    def compact(self) -> None:
+        """Write rows and indices anew, without what was deleted. The rows keep their ids."""
+        with writing(self.path):
+            self._dataset.optimize.compact_files()
+            self._dataset.optimize.optimize_indices(num_indices_to_merge=_ALL_INDICES)
+
+    def remove(self, versions: Iterable[int]) -> None:
+        """Remove ``versions`` that are older, and all files that belong to no version. Tagged ones stay."""
+        wanted = sorted(versions)
+        chosen: dict[str, Any] = {"versions": wanted} if wanted else {"older_than": _AGES}
+        with writing(self.path):
+            self._dataset.cleanup_old_versions(
+                **chosen,
+                delete_unverified=True,  # nobody else writes
+                error_if_tagged_old_versions=False,
+            )
+
     def replace_vectors(self, blocks: Iterable[np.ndarray], width: int, encoder: Mapping[str, Any]) -> None:
         """Commit other vectors, ``blocks`` (n, width) in the order of `scan`, and the spec of their ``encoder``."""
         kind = pa.field(_NEW_VECTOR, pa.list_(pa.float32(), width), metadata={_ENCODER_KEY: json.dumps(dict(encoder))})
@@ -350,7 +357,3 @@ def _is_in(column: str, values: Sequence[str]) -> str:
     """Return the SQL predicate that ``column`` is one of ``values``; a quote inside a value is doubled."""
     quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({quoted})"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    return f"{min(numbers)} to {max(numbers)}" if len(numbers) > 1 else f"{numbers[0]}"
