@@ -6,7 +6,7 @@ from vectors import brute_force, filled, found, low_dimensional
 
 from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase, Passage, search, storage
-from ragstone.knowledge.search import Ranking, exact_candidates, fuse
+from ragstone.knowledge.ranking import Ranking, exact_candidates, fuse
 from ragstone.testing import ToyEncoder
 
 
