@@ -20,7 +20,10 @@ Block = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one question found, best first: row ids (k,), passage ids and scores (k,)."""
+    """What one question found, best first: row ids (k,), passage ids and scores (k,).
+
+    A passage id may be "" where nothing but the score decides the passage's place.
+    """
 
     row_ids: np.ndarray
     passage_ids: list[str]
@@ -73,25 +76,36 @@ def exact_candidates(blocks: Iterable[Block], questions: np.ndarray, k: int) -> 
     return [ids for ids, _ in kept]
 
 
-def rescore(store: PassageStore, candidates: Sequence[np.ndarray], questions: np.ndarray, k: int) -> list[Ranking]:
+def rescore(
+    store: PassageStore, candidates: Sequence[np.ndarray], questions: np.ndarray, k: int, *, named: bool = False
+) -> list[Ranking]:
     """Return the ``k`` best of each question's candidates by q·d, summed in float64 and rounded to float32.
 
-    So a passage has the same score whichever way it was found.
+    So a passage has the same score whichever way it was found. Passage ids are read for all that are found if they are
+    to be ``named``, else only for those with equal scores, which the ids put in order; the others have "".
     """
     union = np.unique(np.concatenate(candidates))
     vectors = store.vectors_of(union)
     kept = []
     for row_ids, question in zip(candidates, questions, strict=True):
         places = np.searchsorted(union, row_ids).astype(np.uint64)
-        (places,) = exact_candidates([(places, vectors[places])], question[None], k)
+        if len(places) > k:
+            (places,) = exact_candidates([(places, vectors[places])], question[None], k)
         scores = (vectors[places] @ question.astype(np.float64)).astype(np.float32)
         if len(scores) > k:
             best = scores >= np.partition(scores, -k)[-k]  # more than k where scores are equal
             places, scores = places[best], scores[best]
         kept.append((union[places], scores))
-    row_ids = np.unique(np.concatenate([row_ids for row_ids, _ in kept]))
-    passage_ids = dict(zip(row_ids.tolist(), store.ids_of(row_ids), strict=True))
-    return [rank(row_ids, [passage_ids[i] for i in row_ids.tolist()], scores, k) for row_ids, scores in kept]
+    needed = np.unique(np.concatenate([row_ids if named else row_ids[_equal(scores)] for row_ids, scores in kept]))
+    passage_ids = dict(zip(needed.tolist(), store.ids_of(needed), strict=True))
+    return [rank(ids, [passage_ids.get(i, "") for i in ids.tolist()], scores, k) for ids, scores in kept]
+
+
+def _equal(scores: np.ndarray) -> np.ndarray:
+    """Return which of ``scores`` (n,) occur more than once (n,)."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    equal: np.ndarray = counts[inverse] > 1
+    return equal
 
 
 def spread(ranking: Ranking, documents: Sequence[str | None], count: int, k: int) -> Ranking:

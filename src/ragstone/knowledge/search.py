@@ -178,30 +178,41 @@ class Searcher:
             return [_by_words(store, text, k, where) for text in texts or ()]
         if options.method == "hybrid":
             depth = max(_LEAST_CANDIDATES, 4 * k)
-            dense = self._by_vector(store, vectors, depth, "dense", where)
+            dense = self._by_vector(store, vectors, depth, "dense", where, named=True)
             words = [_by_words(store, text, depth, where) for text in texts or ()]
             return [fuse(pair, k) for pair in zip(dense, words, strict=True)]
         return self._by_vector(store, vectors, k, options.method, where)
 
     def _by_vector(
-        self, store: PassageStore, vectors: np.ndarray | None, k: int, method: SearchMethod, where: str | None
+        self,
+        store: PassageStore,
+        vectors: np.ndarray | None,
+        k: int,
+        method: SearchMethod,
+        where: str | None,
+        *,
+        named: bool = False,
     ) -> list[Ranking]:
         if vectors is None:
             return []
+        return rescore(store, self._candidates(store, vectors, k, method, where), vectors, k, named=named)
+
+    def _candidates(
+        self, store: PassageStore, vectors: np.ndarray, k: int, method: SearchMethod, where: str | None
+    ) -> Sequence[np.ndarray]:
+        """Return, for each of B questions, the row ids that the best ``k`` are among, or most of them."""
         way = "exact" if method == "exact" else self.dense_way(store)
         if way == "exact":
-            return rescore(store, exact_candidates(self._vectors(store, where), vectors, k), vectors, k)
+            return exact_candidates(self._vectors(store, where), vectors, k)
+        allowed = None if where is None else self._fulfilling(store, where)
+        if allowed is not None and len(allowed) <= _FEW_ALLOWED:
+            return [allowed] * len(vectors)
         test = self.self_test(store)
         if way == "disk":
             disk = self._disk_index(store)
-            parts = test.breadth if test else max(disk.breadths)
-            return rescore(store, disk.search(vectors, _count(k), parts, where), vectors, k)
+            return disk.search(vectors, _count(k), test.breadth if test else disk.parts, where)
         codes = self._current_codes(store)
-        allowed = None if where is None else self._fulfilling(store, where)
-        if allowed is not None and len(allowed) <= _FEW_ALLOWED:
-            return rescore(store, [allowed] * len(vectors), vectors, k)
-        count = _count(k, test.breadth if test else _BREADTH)
-        return rescore(store, list(codes.search(vectors, count, allowed)), vectors, k)
+        return list(codes.search(vectors, _count(k, test.breadth if test else _BREADTH), allowed))
 
     def _current_codes(self, store: PassageStore) -> Codes:
         self._codes = current_codes(self._folder, self._base_id, store, self._codes)
