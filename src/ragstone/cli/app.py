@@ -7,7 +7,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ragstone.cli.options import Beams, Decode, Device, Dtype, Json, K, Method, ModelK, Search, SearchOption, Where
+from ragstone.cli.options import (
+    Beams,
+    Decode,
+    Device,
+    Dtype,
+    Json,
+    K,
+    Memory,
+    Method,
+    ModelK,
+    Search,
+    SearchOption,
+    Where,
+)
 from ragstone.errors import InputError
 
 __all__ = ["app"]
@@ -58,6 +71,7 @@ def index(
     sentences: Annotated[bool, typer.Option("--sentences", help="Cut at ends of sentences.")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Do not split: a record or page is a passage.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are no longer there.")] = False,
+    memory: Memory = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -77,6 +91,7 @@ def index(
         encoder=encoder,
         split=split,
         prune=prune,
+        memory=memory,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -104,6 +119,11 @@ def search(
     k: K = 5,
     how: SearchOption = Search.dense,
     where: Where = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out passages that score less.")] = None,
+    per_document: Annotated[
+        int | None, typer.Option("--per-document", min=1, help="At most so many passages of one document.")
+    ] = None,
+    memory: Memory = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -111,7 +131,8 @@ def search(
     """Find passages."""
     from ragstone.cli.asking import search_passages
 
-    search_passages(kb, question, k=k, how=how.value, where=where, device=device, dtype=dtype, as_json=json)
+    options = {"k": k, "search": how.value, "where": where, "min_score": min_score, "per_document": per_document}
+    search_passages(kb, question, options=options, memory=memory, device=device, dtype=dtype, as_json=json)
 
 
 @app.command()
@@ -130,6 +151,7 @@ def ask(
     beams: Beams = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     explain: Annotated[bool, typer.Option("--explain", help="Show which passages carried the answer.")] = False,
+    memory: Memory = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -152,6 +174,7 @@ def ask(
         files=passages,
         options={**options, "max_new_tokens": max_new_tokens},
         explain=explain,
+        memory=memory,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -161,12 +184,13 @@ def ask(
 @app.command()
 def info(
     what: Annotated[str, typer.Argument(help="A knowledge base, or a model.")],
+    memory: Memory = None,
     json: Json = False,
 ) -> None:
     """Say what a knowledge base or a model holds."""
     from ragstone.cli.information import show
 
-    show(what, as_json=json)
+    show(what, memory=memory, as_json=json)
 
 
 from ragstone.cli import learning  # noqa: E402, F401  (adds its verbs)

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Beams", "Decode", "Device", "Dtype", "Json", "K", "Method", "ModelK", "Search", "SearchOption", "Where"]
+__all__ = [
+    "Beams",
+    "Decode",
+    "Device",
+    "Dtype",
+    "Json",
+    "K",
+    "Memory",
+    "Method",
+    "ModelK",
+    "Search",
+    "SearchOption",
+    "Where",
+]
 
 
 class Method(StrEnum):
@@ -40,4 +53,5 @@ K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
 ModelK = Annotated[int | None, typer.Option("-k", min=1, help="Passages a question [the model's own].")]
 Beams = Annotated[int | None, typer.Option(min=1, help="Beams of the search for an answer [the model's own].")]
 Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
+Memory = Annotated[str | None, typer.Option(help="What search structures may use, as 2GB [half the machine's].")]
 SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]

@@ -200,7 +200,7 @@ class KnowledgeBase:
         That is nothing for a small base, the codes, or the index on disk, whose making is a write. What is measured is
         how much of what exact search finds is found; None where search is exact.
         """
-        if self._searcher.fitting_way(self._store) == "disk" and self.dense_search == "exact" and not self._read_only:
+        if self._searcher.lacks_disk_index(self._store) and not self._read_only:
             with self._writing():
                 build_disk_index(self._store, self._searcher.memory)
             self.refresh()

@@ -19,11 +19,11 @@ __all__ = ["DiskIndex", "build_disk_index"]
 
 _KIND, _NAME = "IVF_RQ", "dense"
 _LEAST_ROWS = 1000  # fewer are compared one by one in no time, and are too few to sort into parts
-_METADATA_CACHE = 256 << 20
+_LEAST_CACHE = 64 << 20  # with less, every search opens the files anew
 
 
 class DiskIndex:
-    """The index as it stands in the version of ``store``, of which at most ``memory`` bytes are held."""
+    """The index as it stands in the version of ``store``, of which at most ``memory`` bytes, or 64 MB, are held."""
 
     def __init__(self, store: PassageStore, memory: int) -> None:
         self.version = store.version
@@ -84,6 +84,6 @@ def _open(store: PassageStore, memory: int) -> Any:
         return lance.dataset(
             store.path,
             version=store.version,
-            index_cache_size_bytes=memory,
-            metadata_cache_size_bytes=min(memory, _METADATA_CACHE),
+            index_cache_size_bytes=max(memory, _LEAST_CACHE),
+            metadata_cache_size_bytes=_LEAST_CACHE,
         )

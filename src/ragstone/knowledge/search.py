@@ -96,10 +96,14 @@ class Searcher:
             return "exact"
         return "quantised" if codes_bytes(count, store.width) <= self.memory else "disk"
 
+    def lacks_disk_index(self, store: PassageStore) -> bool:
+        """Return whether search by vector needs an index on disk that is not there."""
+        return self.fitting_way(store) == "disk" and not self._disk_index(store).exists
+
     def dense_way(self, store: PassageStore) -> DenseWay:
         """Return what ``method="dense"`` does: the fitting way, or "exact" where that is not there or finds too little."""
         way = self.fitting_way(store)
-        if way == "disk" and not self._disk_index(store).exists:
+        if self.lacks_disk_index(store):
             self._warn(
                 "no index", "has no index for search by vector and its codes would not fit the memory given; all "
                 "vectors are compared, which is slow: call KnowledgeBase.prepare, or give more memory",
@@ -116,7 +120,7 @@ class Searcher:
     def self_test(self, store: PassageStore) -> SelfTest | None:
         """Return what approximate search finds of what exact search finds, measured now if it was not; None: exact."""
         way = self.fitting_way(store)
-        if way == "exact" or not len(store) or (way == "disk" and not self._disk_index(store).exists):
+        if way == "exact" or not len(store) or self.lacks_disk_index(store):
             return None
         test = self._known_test(store, way)
         if test is None:
