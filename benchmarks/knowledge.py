@@ -150,6 +150,11 @@ def in_batches(search: Search, questions: np.ndarray, best: np.ndarray) -> dict[
     return {"queries_per_second": statistics.median(rates), "recall_at_100": statistics.mean(shares)}
 
 
+def measured(search: Search, questions: np.ndarray, best: np.ndarray, memory: Memory) -> dict[str, float]:
+    values = one_by_one(search, questions, best) | in_batches(search, questions, best)
+    return {**values, "memory": memory.beyond_start()}
+
+
 def ragstone_search(base: Path) -> Search:
     from ragstone.knowledge import KnowledgeBase
 
@@ -212,8 +217,7 @@ def job_ragstone(work: Path, seed: int) -> dict[str, float]:
     search = ragstone_search(work / "kb")
     questions, best = asked(work)
     values = {"build_seconds": time.perf_counter() - started}
-    return {**values, **one_by_one(search, questions, best), **in_batches(search, questions, best),
-            "memory": memory.beyond_start()}  # fmt: skip
+    return values | measured(search, questions, best, memory)
 
 
 def job_faiss(work: Path, seed: int, kind: str) -> dict[str, float]:
@@ -235,8 +239,7 @@ def job_faiss(work: Path, seed: int, kind: str) -> dict[str, float]:
         return index.search(questions, k)[1].tolist()
 
     questions, best = asked(work)
-    return {**values, **one_by_one(search, questions, best), **in_batches(search, questions, best),
-            "memory": memory.beyond_start()}  # fmt: skip
+    return values | measured(search, questions, best, memory)
 
 
 def job_lance(work: Path, seed: int) -> dict[str, float]:
@@ -254,8 +257,7 @@ def job_lance(work: Path, seed: int) -> dict[str, float]:
         return found
 
     questions, best = (array[:BATCH] for array in asked(work))
-    return {"build_seconds": 0.0, **one_by_one(search, questions, best), **in_batches(search, questions, best),
-            "memory": memory.beyond_start()}  # fmt: skip
+    return {"build_seconds": 0.0} | measured(search, questions, best, memory)
 
 
 JOBS: dict[str, Callable[[Path, int], dict[str, float]]] = {
@@ -317,18 +319,29 @@ def run(options: argparse.Namespace, work: Path) -> None:
     generate(work, options.passages, options.width, options.seed)
     if "build" in options.works or not (work / "kb" / "manifest.json").exists():
         v = do("build")
-        table("Build of given vectors into a searchable base", [
-            {"seconds": f"{v['seconds']:.1f}", "adding": f"{v['add_seconds']:.1f}", "codes and self-test":
-             f"{v['prepare_seconds']:.1f}", "peak memory": megabytes(v["memory"]), "disk": megabytes(v["disk"])}])  # fmt: skip
+        row = {
+            "seconds": f"{v['seconds']:.1f}",
+            "adding": f"{v['add_seconds']:.1f}",
+            "codes and self-test": f"{v['prepare_seconds']:.1f}",
+            "peak memory": megabytes(v["memory"]),
+            "disk": megabytes(v["disk"]),
+        }
+        table("Build of given vectors into a searchable base", [row])
     if "search" in options.works:
         v = do("search")
-        table(f"One question, k = {K}, from vector to passages with text", [
-            {"median": f"{v['median_ms']:.2f} ms", "5 % to 95 %": f"{v['p5_ms']:.2f} to {v['p95_ms']:.2f} ms",
-             "recall@10": f"{v['recall_at_10']:.4f}"}])  # fmt: skip
+        row = {
+            "median": f"{v['median_ms']:.2f} ms",
+            "5 % to 95 %": f"{v['p5_ms']:.2f} to {v['p95_ms']:.2f} ms",
+            "recall@10": f"{v['recall_at_10']:.4f}",
+        }
+        table(f"One question, k = {K}, from vector to passages with text", [row])
     if "batch" in options.works:
         v = do("batch")
-        table(f"Batches of {BATCH}, k = {BATCH_K}", [
-            {"questions per second": f"{v['queries_per_second']:.0f}", "recall@100": f"{v['recall_at_100']:.4f}"}])  # fmt: skip
+        row = {
+            "questions per second": f"{v['queries_per_second']:.0f}",
+            "recall@100": f"{v['recall_at_100']:.4f}",
+        }
+        table(f"Batches of {BATCH}, k = {BATCH_K}", [row])
     if "compare" in options.works:
         rows = []
         for engine in ("ragstone", *options.engines):
@@ -337,16 +350,26 @@ def run(options: argparse.Namespace, work: Path) -> None:
                 continue
             v = do(engine)
             name = {"flat": "faiss Flat", "hnsw": "faiss HNSW", "lance": "Lance's scan"}.get(engine, engine)
-            rows.append({"engine": name, "one question": f"{v['median_ms']:.2f} ms", "recall@10":
-                         f"{v['recall_at_10']:.4f}", "batch": f"{v['queries_per_second']:.0f}/s", "recall@100":
-                         f"{v['recall_at_100']:.4f}", "memory": megabytes(v["memory"]), "build or load":
-                         f"{v['build_seconds']:.1f} s"})  # fmt: skip
+            row = {
+                "engine": name,
+                "one question": f"{v['median_ms']:.2f} ms",
+                "recall@10": f"{v['recall_at_10']:.4f}",
+                "batch": f"{v['queries_per_second']:.0f}/s",
+                "recall@100": f"{v['recall_at_100']:.4f}",
+                "memory": megabytes(v["memory"]),
+                "build or load": f"{v['build_seconds']:.1f} s",
+            }
+            rows.append(row)
         table("Against other engines (ragstone and Lance give passages, faiss numbers)", rows)
     if "open" in options.works:
         v = do("open")
-        table("A new process, from the import to the first answer", [
-            {"way": v["way"], "seconds": f"{v['seconds']:.2f}", "codes": megabytes(v["codes"]), "resident beyond codes":
-             megabytes(v["beyond_codes"])}])  # fmt: skip
+        row = {
+            "way": v["way"],
+            "seconds": f"{v['seconds']:.2f}",
+            "codes": megabytes(v["codes"]),
+            "resident beyond codes": megabytes(v["beyond_codes"]),
+        }
+        table("A new process, from the import to the first answer", [row])
 
 
 def main() -> None:

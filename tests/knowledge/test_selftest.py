@@ -56,7 +56,9 @@ def test_it_holds_no_longer_once_much_has_changed(kb, tmp_path):
     assert kb.info().self_test.passages == 1400
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": 1}', b'{"key": 1, "ways": {"quantised": {"k": 1}}}', None])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"key": 1}', b'{"key": 1, "ways": {"quantised": {"k": 1}}}', None]
+)
 def test_a_damaged_file_is_measured_anew(kb, content):
     test = kb.prepare()
     path = kb.path / SELF_TEST_FILE
