@@ -3,86 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
-from ragstone.errors import InputError
+from ragstone.errors import InputError, KnowledgeBaseError
 from ragstone.knowledge.checks import check_vectors
 from ragstone.knowledge.encoding import TextEncoder, encode_passages
 from ragstone.knowledge.passages import Passage
-from ragstone.knowledge.storage import passage_schema, passage_table
+from ragstone.knowledge.storage import PassageStore, passage_schema, passage_table
 
-__all__ = ["PIECE", "Additions"]
+__all__ = ["PIECE", "store_many"]
 
 PIECE = 8192
 """How many passages are held, encoded and written at once."""
 
 
-class Additions:
-    """Passages with their vectors, given or made, as a stream of rows.
+def store_many(
+    store: PassageStore,
+    passages: Iterable[Passage],
+    vectors: ArrayLike | None,
+    load_encoder: Callable[[], TextEncoder],
+    *,
+    replacing: bool,
+) -> int:
+    """Commit ``passages`` with their ``vectors`` (n, D), or with those of the encoder; return how many there are.
 
-    Args:
-        passages: the passages.
-        vectors: (n, D) of any real dtype, perhaps mapped from a file; None: ``encoder`` makes them.
-        encoder: loads what makes the vectors; called if ``vectors`` is None.
-        width: D.
-        places: which of ``vectors`` belong to the passages (n,); by default all, in order.
-        check_new: raises an error if one of the ids it gets must not be stored.
+    Without ``replacing`` only their ids are held, of which none may be in use or come twice. With it, the passages are
+    held, and of equal ids the last counts. Vectors in an array, perhaps mapped from a file, are not copied as a whole.
     """
+    width = store.width
+    if vectors is not None and not (isinstance(vectors, np.ndarray) and vectors.shape[1:] == (width,)):
+        vectors = check_vectors("vectors", vectors, width)
+    if not replacing:
+        rows = _Rows(store, passages, vectors, load_encoder)
+        return _commit(rows, store.append)
+    held = [*passages]
+    if vectors is not None and len(vectors) != len(held):
+        raise _differ(len(vectors), len(held))
+    last = {passage.id: place for place, passage in enumerate(held)}
+    places = np.fromiter(last.values(), np.int64, len(last))
+    rows = _Rows(store, (held[place] for place in places), vectors, load_encoder, places)
+    return _commit(rows, store.merge if store.find(last) else store.append)
 
-    def __init__(
-        self,
-        passages: Iterable[Passage],
-        vectors: np.ndarray | None,
-        encoder: Callable[[], TextEncoder],
-        width: int,
-        *,
-        places: np.ndarray | None = None,
-        check_new: Callable[[list[str]], None] | None = None,
-    ) -> None:
-        self.count = 0
-        self.error: Exception | None = None
-        self._passages = passages
-        self._vectors = vectors
-        self._encoder = encoder
-        self._width = width
-        self._places = places
-        self._check_new = check_new
 
-    def reader(self) -> pa.RecordBatchReader:
-        """Return the rows, which can be read once. What goes wrong ends them and is kept in ``error``."""
-        return pa.RecordBatchReader.from_batches(passage_schema(self._width), self._kept())
+def _commit(rows: _Rows, write: Callable[[pa.RecordBatchReader], None]) -> int:
+    try:
+        write(pa.RecordBatchReader.from_batches(passage_schema(rows.store.width), rows.batches()))
+    except KnowledgeBaseError:
+        if rows.error is not None:
+            raise rows.error from None
+        raise
+    return rows.count
 
-    def _kept(self) -> Iterator[pa.RecordBatch]:
+
+@dataclass
+class _Rows:
+    """Passages as a stream of rows. ``places`` says which of the vectors are theirs; None: all, and all ids are new."""
+
+    store: PassageStore
+    passages: Iterable[Passage]
+    vectors: np.ndarray | None
+    load_encoder: Callable[[], TextEncoder]
+    places: np.ndarray | None = None
+    count: int = 0
+    error: Exception | None = None  # what went wrong, of which Lance would make a text
+    _seen: set[str] = field(default_factory=set)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        passages = iter(self.passages)
         try:
-            yield from self._batches()
+            while piece := list(islice(passages, PIECE)):
+                if self.places is None:
+                    self._check_new(piece)
+                start, self.count = self.count, self.count + len(piece)
+                yield from passage_table(piece, self._matrix(piece, start)).to_batches()
+            if self.vectors is not None and self.places is None and len(self.vectors) > self.count:
+                raise _differ(len(self.vectors), self.count)
         except Exception as error:
-            self.error = error  # Lance would make a text of it
+            self.error = error
             raise
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        passages = iter(self._passages)
-        while piece := list(islice(passages, PIECE)):
-            if self._check_new is not None:
-                self._check_new([passage.id for passage in piece])
-            start, self.count = self.count, self.count + len(piece)
-            yield from passage_table(piece, self._matrix(piece, start)).to_batches()
-        if self._vectors is not None and self._places is None and len(self._vectors) > self.count:
-            raise self._differ()
+    def _check_new(self, piece: list[Passage]) -> None:
+        folder = self.store.path.parent
+        for passage in piece:
+            if passage.id in self._seen:
+                raise InputError(f"the id {passage.id!r} is given twice; give each passage its own, or use upsert")
+            self._seen.add(passage.id)
+        if stored := self.store.find(passage.id for passage in piece):
+            raise InputError(f"{folder} has a passage with the id {min(stored)!r}; use upsert to replace it")
 
     def _matrix(self, piece: list[Passage], start: int) -> np.ndarray:
         """Return the vectors (n, D) of a piece of n passages, before which there were ``start``."""
-        if self._vectors is None:
-            return encode_passages(self._encoder(), piece)
-        part: slice | np.ndarray = slice(start, start + len(piece))
-        rows = self._vectors[part] if self._places is None else self._vectors[self._places[part]]
+        if self.vectors is None:
+            return encode_passages(self.load_encoder(), piece)
+        part = slice(start, start + len(piece))
+        rows = self.vectors[part if self.places is None else self.places[part]]
         if len(rows) < len(piece):
-            raise self._differ()
-        return check_vectors("vectors", rows, self._width, start=start)
+            raise _differ(len(self.vectors), f"at least {self.count}")
+        return check_vectors("vectors", rows, self.store.width, start=start)
 
-    def _differ(self) -> InputError:
-        vectors = 0 if self._vectors is None else len(self._vectors)
-        how = "at least " if vectors < self.count else ""
-        return InputError(f"vectors are {vectors}, but there are {how}{self.count} texts; give one vector for each")
+
+def _differ(vectors: int, texts: int | str) -> InputError:
+    return InputError(f"vectors are {vectors}, but there are {texts} texts; give one vector for each")

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
-from ragstone.knowledge.additions import PIECE, Additions
+from ragstone.knowledge.additions import PIECE, store_many
 from ragstone.knowledge.checks import check_count, check_ids, check_number, check_questions, check_vectors
 from ragstone.knowledge.disk_index import build_disk_index
 from ragstone.knowledge.encoding import TextEncoder
@@ -295,8 +295,14 @@ class KnowledgeBase:
         rest = iter_passages(passages)
         given = [*islice(rest, PIECE)]
         following = [*islice(rest, 1)]
+        before = self._manifest
         if following:
-            return self._put_many(chain(given, following, rest), vectors, replacing=replacing)
+            with self._writing():
+                self._check_encoder_kept(before, given=vectors is not None)
+                everything = chain(given, following, rest)
+                count = store_many(self._store, everything, vectors, lambda: self.encoder, replacing=replacing)
+                self._store.index_words()
+            return count
         matrix = None if vectors is None else check_vectors("vectors", vectors, self.width, len(given))
         last = {passage.id: place for place, passage in enumerate(given)}
         if len(last) < len(given):
@@ -306,7 +312,6 @@ class KnowledgeBase:
             places = [*last.values()]
             given = [given[place] for place in places]
             matrix = None if matrix is None else matrix[places]
-        before = self._manifest
         with self._writing():
             self._check_encoder_kept(before, given=matrix is not None)
             stored = self._store.find(last)
@@ -323,53 +328,6 @@ class KnowledgeBase:
                 self._store.append(table)
             self._store.index_words()
         return len(given)
-
-    def _put_many(self, passages: Iterable[Passage], vectors: ArrayLike | None, *, replacing: bool) -> int:
-        """Do what `_put` does piece by piece, in one commit. Of the passages only the ids are held, to upsert all."""
-        width = self.width
-        matrix = vectors if isinstance(vectors, np.ndarray) else None  # its pieces are checked as they come
-        if vectors is not None and (matrix is None or matrix.ndim != 2 or matrix.shape[1] != width):
-            matrix = check_vectors("vectors", vectors, width)
-        places, seen = None, set[str]()
-        if replacing:
-            held = [*passages]
-            if matrix is not None and len(matrix) != len(held):
-                raise InputError(
-                    f"vectors are {len(matrix)}, but there are {len(held)} texts; give one vector for each"
-                )
-            last = {passage.id: place for place, passage in enumerate(held)}
-            places = np.fromiter(last.values(), np.int64, len(last))
-            passages = [held[place] for place in places]
-        before = self._manifest
-        with self._writing():
-            self._check_encoder_kept(before, given=matrix is not None)
-
-            def check_new(ids: list[str]) -> None:
-                twice = next((id_ for id_ in ids if id_ in seen or seen.add(id_)), None)  # type: ignore[func-returns-value]
-                if twice is not None:
-                    raise InputError(f"the id {twice!r} is given twice; give each passage its own, or use upsert")
-                if stored := self._store.find(ids):
-                    raise InputError(f"{self.path} has a passage with the id {min(stored)!r}; use upsert to replace it")
-
-            additions = Additions(
-                passages,
-                matrix,
-                lambda: self.encoder,
-                self.width,
-                places=places,
-                check_new=None if replacing else check_new,
-            )
-            try:
-                if replacing and self._store.find(last):
-                    self._store.merge(additions.reader())
-                else:
-                    self._store.append(additions.reader())
-            except KnowledgeBaseError:
-                if additions.error is not None:
-                    raise additions.error from None
-                raise
-            self._store.index_words()
-        return additions.count
 
     def _check_encoder_kept(self, before: Manifest, *, given: bool) -> None:
         """Raise EncoderMismatchError if ``given`` vectors are not of the encoder that the base has by now."""

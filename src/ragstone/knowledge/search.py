@@ -34,6 +34,11 @@ _REMEMBERED_PREDICATES = 8
 _DEEPEST = 10_000  # passages of a ranking that are looked through for other documents
 _SLICE_BYTES = 256 << 20  # of candidates' vectors at a time
 
+_NO_INDEX = (
+    "has no index for search by vector and its codes would not fit the memory given; all vectors are compared, which "
+    "is slow: call KnowledgeBase.prepare, or give more memory"
+)
+
 logger = logging.getLogger(__name__)
 
 SearchMethod = Literal["dense", "exact", "keyword", "hybrid"]
@@ -104,10 +109,7 @@ class Searcher:
         """Return what ``method="dense"`` does: the fitting way, or "exact" where that is not there or finds too little."""
         way = self.fitting_way(store)
         if self.lacks_disk_index(store):
-            self._warn(
-                "no index", "has no index for search by vector and its codes would not fit the memory given; all "
-                "vectors are compared, which is slow: call KnowledgeBase.prepare, or give more memory",
-            )  # fmt: skip
+            self._warn("no index", _NO_INDEX)
             return "exact"
         test = None if way == "exact" else self._known_test(store, way)
         if test is not None and test.recall < LEAST_RECALL:

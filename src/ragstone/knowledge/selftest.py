@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _K = 100
 _NOISE = 0.5  # length of the difference between a question and a stored vector, per length of that vector
 _CHANGED_SHARE = 0.25  # of the passages came or went since: what was measured holds no longer
 
-Candidates = Callable[[np.ndarray, int, int], Sequence[np.ndarray]]
+Candidates = Callable[[np.ndarray, int, int], Iterable[np.ndarray]]
 """Questions (B, D), k and breadth in, B arrays of row ids out."""
 
 

@@ -312,7 +312,8 @@ class PassageStore:
         if len(wanted) <= _LISTED_IDS:
             table = self.scan(["id"], _is_in("id", wanted))
             return dict(zip(table["id"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
-        sought, found = pa.array(wanted), {}
+        sought = pa.array(wanted)
+        found: dict[str, int] = {}
         with reading(self.path):
             for batch in self._dataset.to_batches(columns=["id", "_rowid"]):
                 stored = batch.filter(pc.is_in(batch["id"], value_set=sought))
