@@ -6,7 +6,7 @@ from vectors import brute_force, filled, found, low_dimensional
 
 from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase, Passage, search, storage
-from ragstone.knowledge.search import Ranking, exact_candidates, fuse
+from ragstone.knowledge.ranking import Ranking, exact_candidates, fuse
 from ragstone.testing import ToyEncoder
 
 
@@ -164,6 +164,85 @@ def test_hybrid_search_fuses_dense_and_keyword(plays):
             expected[hit.passage.id] = expected.get(hit.passage.id, 0) + 1 / (60 + place)
     hits = plays.search(question, k=50, search="hybrid")
     assert found(hits) == sorted(expected.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+# Least scores, and passages of many documents
+
+
+@pytest.fixture(params=["exact", "quantised"])
+def papers(tmp_path, request, monkeypatch):
+    """400 passages of 20 documents, the passages of a document alike, and 10 of none; ids and their documents."""
+    monkeypatch.setattr(search, "EXACT_BELOW", 10_000 if request.param == "exact" else 0)
+    monkeypatch.setattr(search, "_FEW_ALLOWED", 30)
+    centres = low_dimensional(20, 64, seed=0)
+    vectors = np.concatenate([np.repeat(centres, 20, axis=0), low_dimensional(10, 64, seed=1)])
+    vectors += 0.1 * np.random.default_rng(2).standard_normal(vectors.shape).astype(np.float32)
+    documents = [f"d{i // 20}" if i < 400 else None for i in range(410)]
+    ids = [f"p{i}" for i in range(410)]
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=64)
+    passages = [Passage(ids[i], text="same words", document_id=documents[i], page=i % 10) for i in range(410)]
+    kb.add(passages, vectors=vectors)
+    return kb, ids, vectors, dict(zip(ids, documents, strict=True))
+
+
+def diverse(ranked, documents, count):
+    """The definition: go down the ranking and pass over what there are ``count`` of already."""
+    taken: dict[str, int] = {}
+    for id_, score in ranked:
+        document = documents[id_] or id_
+        taken[document] = taken.get(document, 0) + 1
+        if taken[document] <= count:
+            yield id_, score
+
+
+@pytest.mark.parametrize("k", [3, 10, 40, 500])
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_at_most_so_many_passages_of_a_document(papers, k, count):
+    kb, ids, vectors, documents = papers
+    questions = low_dimensional(5, 64, seed=3)
+    for question, hits in zip(questions, kb.search(vectors=questions, k=k, per_document=count), strict=True):
+        ranked = brute_force(ids, vectors, question, 410)
+        assert found(hits) == [*diverse(ranked, documents, count)][:k]
+
+
+def test_the_least_score_and_all_options_together(papers):
+    kb, ids, vectors, documents = papers
+    question = low_dimensional(1, 64, seed=3)[0]
+    ranked = brute_force(ids, vectors, question, 410)
+    least = ranked[7][1]
+    assert found(kb.search(vectors=question, k=50, min_score=least)) == ranked[:8]
+    assert kb.search(vectors=question, min_score=ranked[0][1] + 1) == []
+    allowed = [(id_, score) for id_, score in ranked if int(id_[1:]) % 10 < 4]
+    hits = kb.search(vectors=question, k=9, where="page < 4", per_document=2, min_score=0)
+    assert found(hits) == [pair for pair in diverse(allowed, documents, 2) if pair[1] >= 0][:9]
+    few = [(id_, score) for id_, score in ranked if int(id_[1:]) % 10 == 3 and id_ < "p2"]
+    assert found(kb.search(vectors=question, k=100, where="page = 3 AND id < 'p2'")) == few
+
+
+def test_other_ways_of_searching_spread_over_documents_too(plays):
+    plays.add([Passage(f"h{i}", text=f"Hamlet, act {i}", document_id="play") for i in range(5)])
+    for method in ("keyword", "hybrid", "exact"):
+        hits = plays.search("hamlet act", k=4, search=method, per_document=1)
+        assert len([hit for hit in hits if hit.passage.document_id == "play"]) == 1
+        least = hits[1].score
+        assert [hit.score >= least for hit in plays.search("hamlet act", k=4, search=method, min_score=least)].count(
+            False
+        ) == 0
+
+
+def test_a_batch_gives_what_its_questions_give(papers, monkeypatch):
+    kb = papers[0]
+    questions = low_dimensional(20, 64, seed=3)
+    whole = kb.search(vectors=questions, k=12)
+    assert whole == [kb.search(vectors=question, k=12) for question in questions]
+    monkeypatch.setattr(search, "_SLICE_BYTES", 1)
+    assert kb.search(vectors=questions, k=12) == whole
+
+
+@pytest.mark.parametrize("options", [{"min_score": "5"}, {"min_score": float("nan")}, {"per_document": 0}])
+def test_options_that_are_none_are_named(plays, options):
+    with pytest.raises(InputError, match=f"{min(options)}="):
+        plays.search("hamlet", **options)
 
 
 # What callers give

@@ -14,6 +14,7 @@ from ragstone.cli.options import (
     Dtype,
     Json,
     K,
+    Memory,
     Method,
     ModelK,
     Search,
@@ -72,6 +73,7 @@ def index(
     sentences: Annotated[bool, typer.Option("--sentences", help="Cut at ends of sentences.")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Do not split: a record or page is a passage.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are no longer there.")] = False,
+    memory: Memory = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -91,6 +93,7 @@ def index(
         encoder=encoder,
         split=split,
         prune=prune,
+        memory=memory,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -119,6 +122,11 @@ def search(
     how: SearchOption = Search.dense,
     where: Where = None,
     version: VersionOption = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out passages that score less.")] = None,
+    per_document: Annotated[
+        int | None, typer.Option("--per-document", min=1, help="At most so many passages of one document.")
+    ] = None,
+    memory: Memory = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -126,13 +134,13 @@ def search(
     """Find passages."""
     from ragstone.cli.asking import search_passages
 
+    options = {"k": k, "search": how.value, "where": where, "min_score": min_score, "per_document": per_document}
     search_passages(
         kb,
         question,
-        k=k,
-        how=how.value,
-        where=where,
+        options=options,
         version=parse_version(version),
+        memory=memory,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -156,6 +164,7 @@ def ask(
     beams: Beams = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     explain: Annotated[bool, typer.Option("--explain", help="Show which passages carried the answer.")] = False,
+    memory: Memory = None,
     device: Device = None,
     dtype: Dtype = None,
     json: Json = False,
@@ -179,6 +188,7 @@ def ask(
         version=parse_version(version),
         options={**options, "max_new_tokens": max_new_tokens},
         explain=explain,
+        memory=memory,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -188,12 +198,13 @@ def ask(
 @app.command()
 def info(
     what: Annotated[str, typer.Argument(help="A knowledge base, or a model.")],
+    memory: Memory = None,
     json: Json = False,
 ) -> None:
     """Say what a knowledge base or a model holds."""
     from ragstone.cli.information import show
 
-    show(what, as_json=json)
+    show(what, memory=memory, as_json=json)
 
 
 from ragstone.cli import learning, maintenance  # noqa: E402, F401  (they add their verbs)

@@ -20,18 +20,17 @@ def search_passages(
     folder: Path,
     question: str,
     *,
-    k: int,
-    how: str,
-    where: str | None,
+    options: dict[str, Any],
     version: int | str | None,
+    memory: str | None,
     device: str | None,
     dtype: str | None,
     as_json: bool,
 ) -> None:
-    """Print the k best passages."""
+    """Print the best passages."""
     quiet_libraries()
-    base = KnowledgeBase.open(folder, version=version, device=device, dtype=dtype)
-    hits = base.search(question, k=k, search=how, where=where)  # type: ignore[call-overload]
+    base = KnowledgeBase.open(folder, version=version, memory=memory, device=device, dtype=dtype)
+    hits = base.search(question, **options)
     if as_json:
         print_json([{**asdict(hit.passage), "score": hit.score} for hit in hits])
     else:
@@ -48,6 +47,7 @@ def answer_questions(
     version: int | str | None,
     options: dict[str, Any],
     explain: bool,
+    memory: str | None,
     device: str | None,
     dtype: str | None,
     as_json: bool,
@@ -56,7 +56,11 @@ def answer_questions(
     from ragstone.pipeline import RagPipeline
 
     quiet_libraries()
-    base = None if folder is None else KnowledgeBase.open(folder, version=version, device=device, dtype=dtype)
+    base = (
+        None
+        if folder is None
+        else KnowledgeBase.open(folder, version=version, memory=memory, device=device, dtype=dtype)
+    )
     passages = _read_passages(files) if files else None
     with working("Loading the model"):
         rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method, device=device, dtype=dtype)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ def index_paths(
     encoder: str | None,
     split: SplitOptions | Literal["same"] | None,
     prune: bool,
+    memory: str | None,
     device: str | None,
     dtype: str | None,
     as_json: bool,
@@ -34,11 +35,13 @@ def index_paths(
     find_files(paths)  # a wrong path is said before anything is made
     with working("Loading the encoder"):
         if KnowledgeBase.exists(folder):
-            base = KnowledgeBase.open(folder, encoder=encoder, device=device, dtype=dtype)
+            base = KnowledgeBase.open(folder, encoder=encoder, memory=memory, device=device, dtype=dtype)
         else:
-            base = KnowledgeBase.create(folder, encoder=encoder or "local", device=device, dtype=dtype)
+            base = KnowledgeBase.create(folder, encoder=encoder or "local", memory=memory, device=device, dtype=dtype)
     with progress_bar() as progress:
         report = base.add_documents(paths, split=split, prune=prune, progress=progress)
+    with working("Preparing search"):
+        base.prepare()
     if as_json:
         print_json(asdict(report))
     else:

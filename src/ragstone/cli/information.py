@@ -14,11 +14,11 @@ from ragstone.errors import InputError
 __all__ = ["show"]
 
 
-def show(what: str, *, as_json: bool) -> None:
+def show(what: str, *, memory: str | None, as_json: bool) -> None:
     """Print what the knowledge base or model ``what`` holds."""
     from ragstone.knowledge import KnowledgeBase
 
-    values = asdict(KnowledgeBase.open(what).info()) if KnowledgeBase.exists(what) else _model(what)
+    values = asdict(KnowledgeBase.open(what, memory=memory).info()) if KnowledgeBase.exists(what) else _model(what)
     if as_json:
         print_json(values)
         return

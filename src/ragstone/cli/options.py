@@ -14,6 +14,7 @@ __all__ = [
     "Dtype",
     "Json",
     "K",
+    "Memory",
     "Method",
     "ModelK",
     "Search",
@@ -54,6 +55,7 @@ K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
 ModelK = Annotated[int | None, typer.Option("-k", min=1, help="Passages a question [the model's own].")]
 Beams = Annotated[int | None, typer.Option(min=1, help="Beams of the search for an answer [the model's own].")]
 Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
+Memory = Annotated[str | None, typer.Option(help="What search structures may use, as 2GB [half the machine's].")]
 SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]
 VersionOption = Annotated[
     str | None, typer.Option("--version", help="A version of the base, by number or tag [the newest].")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
@@ -16,17 +17,21 @@ from numpy.typing import ArrayLike
 
 from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
-from ragstone.knowledge.checks import check_count, check_ids, check_questions, check_vectors
+from ragstone.knowledge.additions import PIECE, store_many
+from ragstone.knowledge.checks import check_count, check_ids, check_number, check_questions, check_vectors
 from ragstone.knowledge.codes import move_file
 from ragstone.knowledge.compaction import CompactionReport, folder_bytes, remove_versions
+from ragstone.knowledge.disk_index import build_disk_index
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.history import Version
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
 from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
-from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
+from ragstone.knowledge.memory import parse_memory
+from ragstone.knowledge.passages import Passage, SplitOptions, iter_passages
 from ragstone.knowledge.reencoding import reencode_passages
-from ragstone.knowledge.search import Hit, Searcher, SearchMethod
+from ragstone.knowledge.search import DenseWay, Hit, Searcher, SearchMethod, SearchOptions
+from ragstone.knowledge.selftest import SelfTest
 from ragstone.knowledge.snapshot import Snapshot
 from ragstone.knowledge.storage import PassageStore, passage_table
 
@@ -49,12 +54,14 @@ class KnowledgeBase:
     [('north', 4.0), ('east', 3.0)]
     """
 
-    def __init__(self, snapshot: Snapshot, *, read_only: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self, snapshot: Snapshot, *, read_only: bool = False, wait: float = 0.0, memory: int | str | None = None
+    ) -> None:
         self.path = snapshot.folder
         self._snapshot = snapshot
         self._read_only = read_only
         self._wait = wait
-        self._searcher = Searcher(self.path, snapshot.manifest.id)
+        self._searcher = Searcher(self.path, snapshot.manifest.id, parse_memory(memory))
 
     @classmethod
     def create(
@@ -66,6 +73,7 @@ class KnowledgeBase:
         device: Any = None,
         dtype: Any = None,
         wait: float = 0.0,
+        memory: int | str | None = None,
     ) -> KnowledgeBase:
         """Make a knowledge base in the folder ``path``, which is new or empty.
 
@@ -77,9 +85,11 @@ class KnowledgeBase:
             device: where the encoder runs.
             dtype: what the encoder computes in.
             wait: seconds that a write waits for another process to finish its own.
+            memory: what search structures may use, in bytes or as text such as "2GB"; half of the machine's by default.
         """
         folder = Path(path)
         check_new(folder)
+        memory = parse_memory(memory)
         if isinstance(encoder, str | Path):
             encoder = encoding.load(encoder, None, device=device, dtype=dtype)
         if encoder is None and width is None:
@@ -99,7 +109,7 @@ class KnowledgeBase:
                 manifest.write(folder)
         except OSError as error:
             raise KnowledgeBaseError(f"{folder} cannot be made: {error}") from error
-        return cls(Snapshot(folder, store, manifest, encoder, device=device, dtype=dtype), wait=wait)
+        return cls(Snapshot(folder, store, manifest, encoder, device=device, dtype=dtype), wait=wait, memory=memory)
 
     @classmethod
     def open(
@@ -111,6 +121,7 @@ class KnowledgeBase:
         device: Any = None,
         dtype: Any = None,
         wait: float = 0.0,
+        memory: int | str | None = None,
     ) -> KnowledgeBase:
         """Open the knowledge base in the folder ``path``, at its newest version.
 
@@ -122,10 +133,11 @@ class KnowledgeBase:
             device: where the encoder runs.
             dtype: what the encoder computes in.
             wait: seconds that a write waits for another process to finish its own.
+            memory: what search structures may use, in bytes or as text such as "2GB"; half of the machine's by default.
         """
         folder = Path(path)
         snapshot = Snapshot.open(folder, version, encoder, device=device, dtype=dtype)
-        return cls(snapshot, read_only=version is not None, wait=wait)
+        return cls(snapshot, read_only=version is not None, wait=wait, memory=memory)
 
     @staticmethod
     def exists(path: str | Path) -> bool:
@@ -206,8 +218,24 @@ class KnowledgeBase:
         self._snapshot = self._snapshot.newest()
 
     def info(self) -> KnowledgeBaseInfo:
-        """Return what the base holds and how it was made."""
-        return describe(self.path, self._manifest, self._store, self._searcher.dense_method(self._store))
+        """Return what the base holds, how it was made, and how it is searched, with the self-test (see `prepare`)."""
+        return describe(self.path, self._manifest, self._store, self._searcher)
+
+    @property
+    def dense_search(self) -> DenseWay:
+        """What ``search="dense"`` does at this size and memory: "exact", "quantised" or "disk"."""
+        return self._searcher.dense_way(self._store)
+
+    def prepare(self) -> SelfTest | None:
+        """Make what search by vector needs at this size, so that the first question need not, and measure it.
+
+        That is nothing for a small base, the codes, or the index on disk, whose making is a write. What is measured is
+        how much of what exact search finds is found; None where search is exact.
+        """
+        if self._searcher.lacks_disk_index(self._store) and not self._read_only:
+            with self._writing() as snapshot:
+                build_disk_index(snapshot.store, self._searcher.memory)
+        return self._searcher.self_test(self._store)
 
     def add_documents(
         self,
@@ -328,7 +356,17 @@ class KnowledgeBase:
         return self.version
 
     def _put(self, passages: Iterable[PassageLike], vectors: ArrayLike | None, *, replacing: bool) -> int:
-        given = as_passages(passages)
+        rest = iter_passages(passages)
+        given = [*islice(rest, PIECE)]
+        following = [*islice(rest, 1)]
+        before = self._manifest
+        if following:
+            with self._writing() as snapshot:
+                self._check_encoder_kept(before, snapshot.manifest, given=vectors is not None)
+                everything = chain(given, following, rest)
+                count = store_many(snapshot.store, everything, vectors, lambda: snapshot.encoder, replacing=replacing)
+                snapshot.store.index_words()
+            return count
         matrix = None if vectors is None else check_vectors("vectors", vectors, self.width, len(given))
         last = {passage.id: place for place, passage in enumerate(given)}
         if len(last) < len(given):
@@ -338,13 +376,9 @@ class KnowledgeBase:
             places = [*last.values()]
             given = [given[place] for place in places]
             matrix = None if matrix is None else matrix[places]
-        before = self._manifest
         with self._writing() as snapshot:
-            store, now = snapshot.store, snapshot.manifest
-            if matrix is not None and now.encoder is not None and now.difference(before.encoder or {}):
-                raise EncoderMismatchError(
-                    f"{self.path} was re-encoded after this handle was opened; give vectors of its new encoder, or none"
-                )
+            store = snapshot.store
+            self._check_encoder_kept(before, snapshot.manifest, given=matrix is not None)
             stored = store.find(last)
             if stored and not replacing:
                 raise InputError(f"{self.path} has a passage with the id {min(stored)!r}; use upsert to replace it")
@@ -364,6 +398,13 @@ class KnowledgeBase:
         wanted = check_ids(ids)
         with self._writing() as snapshot:
             return snapshot.store.delete(column, wanted)
+
+    def _check_encoder_kept(self, before: Manifest, now: Manifest, *, given: bool) -> None:
+        """Raise EncoderMismatchError if ``given`` vectors are not of the encoder that the base has by now."""
+        if given and now.encoder is not None and now.difference(before.encoder or {}):
+            raise EncoderMismatchError(
+                f"{self.path} was re-encoded after this handle was opened; give vectors of its new encoder, or none"
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Snapshot]:
@@ -409,6 +450,8 @@ class KnowledgeBase:
         k: int = 5,
         search: SearchMethod = "dense",
         where: str | None = None,
+        min_score: float | None = None,
+        per_document: int | None = None,
     ) -> list[Hit]: ...
 
     @overload
@@ -420,6 +463,8 @@ class KnowledgeBase:
         k: int = 5,
         search: SearchMethod = "dense",
         where: str | None = None,
+        min_score: float | None = None,
+        per_document: int | None = None,
     ) -> list[list[Hit]]: ...
 
     @overload
@@ -431,6 +476,8 @@ class KnowledgeBase:
         k: int = 5,
         search: SearchMethod = "dense",
         where: str | None = None,
+        min_score: float | None = None,
+        per_document: int | None = None,
     ) -> Any: ...
 
     def search(
@@ -441,6 +488,8 @@ class KnowledgeBase:
         k: int = 5,
         search: SearchMethod = "dense",
         where: str | None = None,
+        min_score: float | None = None,
+        per_document: int | None = None,
     ) -> Any:
         """Return the ``k`` best passages, best first, equal scores by id. There are fewer if no more are found.
 
@@ -454,8 +503,15 @@ class KnowledgeBase:
                 reciprocal rank fusion of dense and keyword, see `fuse`. The score is that of the way of searching.
             where: an SQL predicate that passages must fulfil, such as ``"source LIKE '%.pdf' AND page < 10"`` or
                 ``"json_get_int(metadata, 'year') > 1990"``.
+            min_score: leave out passages with a lower score.
+            per_document: take at most so many passages of one document, the best ones; the others make room for those
+                of other documents among the first 10,000.
         """
         k = check_count("k", k)
+        if per_document is not None:
+            per_document = check_count("per_document", per_document)
+        if min_score is not None:
+            min_score = check_number("min_score", min_score)
         if search not in get_args(SearchMethod):
             raise InputError(f"search={search!r} is none of {', '.join(get_args(SearchMethod))}")
         if questions is None and (vectors is None or search in ("keyword", "hybrid")):
@@ -469,6 +525,7 @@ class KnowledgeBase:
         if texts is not None and matrix is None and search != "keyword":
             encoded = snapshot.encoder.encode_questions(texts)
             matrix = check_vectors("question vectors", encoded, snapshot.width, len(texts))
-        hits = self._searcher.search(snapshot.store, texts, matrix, k, search, where)
+        options = SearchOptions(k, search, where, min_score, per_document)
+        hits = self._searcher.search(snapshot.store, texts, matrix, options)
         single = isinstance(questions, str) or (questions is None and np.ndim(vectors) == 1)  # type: ignore[arg-type]
         return hits[0] if single else hits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ragstone.errors import InputError
 
-__all__ = ["check_count", "check_ids", "check_questions", "check_vectors"]
+__all__ = ["check_count", "check_ids", "check_number", "check_questions", "check_vectors"]
 
 _LARGEST = 1e15  # inner products of larger numbers could overflow float32
 
@@ -25,6 +26,17 @@ def check_count(name: str, value: Any) -> int:
     if count < 1 or isinstance(value, bool):
         raise InputError(f"{name}={value!r} must be a whole number of at least 1")
     return count
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool | str):
+        raise InputError(f"{name}={value!r} must be a finite number")
+    return number
 
 
 def check_ids(ids: str | Iterable[str]) -> list[str]:
@@ -47,8 +59,11 @@ def check_questions(questions: str | Iterable[str]) -> list[str]:
     return texts
 
 
-def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None = None) -> np.ndarray:
-    """Return ``vectors``, (D,) or (n, D) of any real dtype, as (n, D) float32; n is ``count`` if that is given."""
+def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None = None, *, start: int = 0) -> np.ndarray:
+    """Return ``vectors``, (D,) or (n, D) of any real dtype, as (n, D) float32; n is ``count`` if that is given.
+
+    An error counts them from ``start``.
+    """
     try:
         with np.errstate(over="ignore"):  # what becomes infinite is refused below
             matrix = np.ascontiguousarray(np.atleast_2d(np.asarray(vectors)), np.float32)
@@ -63,6 +78,6 @@ def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None =
     bad = ~((matrix.min(axis=1) > -_LARGEST) & (matrix.max(axis=1) < _LARGEST))  # of NaN neither is true
     if bad.any():
         raise InputError(
-            f"{name}: number {int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"
+            f"{name}: number {start + int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"
         )
     return matrix

@@ -20,9 +20,10 @@ import numpy as np
 from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge.storage import PassageStore
 
-__all__ = ["Codes", "current_codes", "drop_stale_files", "move_file"]
+__all__ = ["Codes", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
 
 _BITS = 4
+_ROW_BYTES = 80  # the length of the vector, its row id and where it lies, in turbovec and here
 _CALIBRATION_ROWS = 1024
 _REBUILD_SHARE = 0.25  # of the rows differ: patching would cost more, and the calibration would no longer fit
 _SAVE_SHARE = 0.02  # of the rows differ from the file: worth writing it anew
@@ -57,6 +58,11 @@ class Codes:
         return found
 
 
+def codes_bytes(count: int, width: int) -> int:
+    """Return about how much memory the codes of ``count`` vectors of ``width`` numbers take, row ids included."""
+    return count * (-(-width // 8) * 8 * _BITS // 8 + _ROW_BYTES)
+
+
 def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None) -> Codes:
     """Return the codes of the version of ``store``: those ``held``, or the file's, brought up to date, or new ones."""
     if held is not None and held.version == store.version:
@@ -83,7 +89,7 @@ def _build(store: PassageStore) -> Codes:
     index = IdMapIndex(dim=-(-store.width // 8) * 8, bit_width=_BITS)
     sample = np.random.default_rng(0).choice(row_ids, min(_CALIBRATION_ROWS, len(row_ids)), replace=False)
     if len(sample) > 1:
-        index.calibrate(_pad(store.fetch_vectors(sample)[1]))
+        index.calibrate(_pad(store.vectors_of(sample)))
     for block_ids, vectors in store.vectors():
         index.add_with_ids(_pad(vectors), block_ids)
     return Codes(index, row_ids, stamps, store.version)
@@ -103,7 +109,7 @@ def _patch(codes: Codes, store: PassageStore) -> bool:
         codes.index.remove(row_id)  # does nothing for an id that is new
     for start in range(0, len(changed), _BLOCK_ROWS):
         block_ids = changed[start : start + _BLOCK_ROWS]
-        codes.index.add_with_ids(_pad(store.fetch_vectors(block_ids)[1]), block_ids)
+        codes.index.add_with_ids(_pad(store.vectors_of(block_ids)), block_ids)
     codes.row_ids, codes.stamps, codes.version = row_ids, stamps, store.version
     if codes.unsaved is not None:
         codes.unsaved += differing
@@ -126,7 +132,8 @@ def _load(folder: Path, base_id: str, store: PassageStore) -> Codes | None:
         with contextlib.suppress(OSError, ValueError, KnowledgeBaseError):
             if _checksum(path) == checksum:
                 index = IdMapIndex.load(str(path))
-                row_ids, stamps = PassageStore.open(folder, store.width, version).row_stamps()
+                shown = store if version == store.version else PassageStore.open(folder, store.width, version)
+                row_ids, stamps = shown.row_stamps()
                 if len(index) == len(row_ids):
                     return Codes(index, row_ids, stamps, version, unsaved=0)
     return None

@@ -9,6 +9,8 @@ from typing import Any
 from ragstone.knowledge.compaction import folder_bytes
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.passages import SplitOptions
+from ragstone.knowledge.search import Searcher
+from ragstone.knowledge.selftest import SelfTest
 from ragstone.knowledge.storage import PassageStore
 
 __all__ = ["KnowledgeBaseInfo", "describe"]
@@ -27,7 +29,9 @@ class KnowledgeBaseInfo:
         metric: how vectors are compared.
         encoder: the fields of the encoder's ``EncoderSpec``; None where vectors are given.
         split: how documents are split; None where records and pages are kept whole.
-        dense_search: what ``search="dense"`` does at this size: "exact" or "quantised".
+        dense_search: what ``search="dense"`` does at this size and memory: "exact", "quantised" or "disk".
+        self_test: what that finds of what exact search finds; None where it is exact.
+        memory: how many bytes search structures may use.
         tags: the versions that have names, by name.
         bytes: size of the folder on disk, older versions included.
         created: when the base was made, in ISO 8601.
@@ -42,23 +46,28 @@ class KnowledgeBaseInfo:
     encoder: dict[str, Any] | None
     split: SplitOptions | None
     dense_search: str
+    self_test: SelfTest | None
+    memory: int
     tags: dict[str, int]
     bytes: int
     created: str
 
 
-def describe(folder: Path, manifest: Manifest, store: PassageStore, dense_search: str) -> KnowledgeBaseInfo:
-    """Return what the base in ``folder`` holds and how it was made."""
+def describe(folder: Path, manifest: Manifest, store: PassageStore, searcher: Searcher) -> KnowledgeBaseInfo:
+    """Return what the base in ``folder`` holds, how it was made and how ``searcher`` searches it."""
+    self_test = searcher.self_test(store)
     return KnowledgeBaseInfo(
         path=str(folder),
         version=store.version,
         passages=len(store),
-        documents=len(store.documents()),
+        documents=store.count_documents(),
         width=manifest.width,
         metric=manifest.metric,
         encoder=manifest.encoder,
         split=manifest.split,
-        dense_search=dense_search,
+        dense_search=searcher.dense_way(store),
+        self_test=self_test,
+        memory=searcher.memory,
         tags=store.history.tags(),
         bytes=folder_bytes(folder),
         created=manifest.created,

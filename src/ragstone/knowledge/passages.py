@@ -23,6 +23,7 @@ __all__ = [
     "check_text",
     "content_hash",
     "fits",
+    "iter_passages",
     "record_fields",
     "split_text",
 ]
@@ -150,9 +151,14 @@ def as_passages(values: Iterable[Passage | str | Mapping[str, Any]]) -> list[Pas
     >>> [passage.text for passage in as_passages(["one", {"text": "two"}])]
     ['one', 'two']
     """
+    return list(iter_passages(values))
+
+
+def iter_passages(values: Iterable[Passage | str | Mapping[str, Any]]) -> Iterator[Passage]:
+    """Turn each of ``values`` into a passage as it is wanted."""
     if isinstance(values, (str, Mapping, Passage)):
         raise InputError(f"passages come as a list: write [{_shorten(values)}]")
-    return [as_passage(value) for value in values]
+    return map(as_passage, values)
 
 
 @dataclass(frozen=True, slots=True)

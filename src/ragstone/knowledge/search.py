@@ -1,30 +1,48 @@
-"""Which passages answer a question: by vector (exact, or quantised and rescored), by words, or by both."""
+"""Search: exact or by candidates that are rescored exactly, by words, or by both fused. What it does at each size it says.
+
+Candidates come from quantised codes in memory, or from an index on disk where the codes would not fit (see `Searcher`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from ragstone.knowledge.codes import Codes, current_codes
+from ragstone.knowledge.codes import Codes, codes_bytes, current_codes
+from ragstone.knowledge.disk_index import DiskIndex
+from ragstone.knowledge.memory import default_memory
 from ragstone.knowledge.passages import Passage
+from ragstone.knowledge.ranking import Block, Ranking, exact_candidates, fuse, rank, rescore, spread
+from ragstone.knowledge.selftest import LEAST_RECALL, SelfTest, measure, read_self_test, write_self_test
 from ragstone.knowledge.storage import PassageStore
 
-__all__ = ["EXACT_BELOW", "Hit", "Ranking", "SearchMethod", "Searcher", "exact_candidates", "fuse", "rank"]
+__all__ = ["EXACT_BELOW", "DenseWay", "Hit", "SearchMethod", "SearchOptions", "Searcher"]
 
 EXACT_BELOW = 50_000
 """With fewer passages, dense search compares all vectors: that takes milliseconds and needs no codes."""
 
-_FUSION_CONSTANT = 60  # Cormack, Clarke and Büttcher 2009, §2
-_FLOAT32_ROUNDING = 2.0**-24
+_LEAST_CANDIDATES = 50
+_BREADTH = 4  # candidates per passage wanted, before anything was measured
+_BREADTHS = (2, 3, 4, 8, 16)
+_FEW_ALLOWED = 2000  # rows that fulfil a predicate: they are all compared
+_REMEMBERED_PREDICATES = 8
+_DEEPEST = 10_000  # passages of a ranking that are looked through for other documents
+_SLICE_BYTES = 256 << 20  # of candidates' vectors at a time
+
+_NO_INDEX = (
+    "has no index for search by vector and its codes would not fit the memory given; all vectors are compared, which "
+    "is slow: call KnowledgeBase.prepare, or give more memory"
+)
+
+logger = logging.getLogger(__name__)
 
 SearchMethod = Literal["dense", "exact", "keyword", "hybrid"]
-
-Block = tuple[np.ndarray, np.ndarray]
-"""Row ids (n,) and their vectors (n, D)."""
+DenseWay = Literal["exact", "quantised", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,110 +54,204 @@ class Hit:
     vector: np.ndarray = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """What one question found, best first: row ids (k,), passage ids and scores (k,)."""
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """What is looked for.
 
-    row_ids: np.ndarray
-    passage_ids: list[str]
-    scores: np.ndarray
-
-
-def rank(row_ids: np.ndarray, passage_ids: Sequence[str], scores: np.ndarray, k: int) -> Ranking:
-    """Return the ``k`` best of n candidates by descending score; equal scores are ordered by passage id."""
-    order = sorted(range(len(row_ids)), key=lambda i: (-scores[i], passage_ids[i]))[:k]
-    return Ranking(row_ids[order], [passage_ids[i] for i in order], scores[order])
-
-
-def fuse(rankings: Sequence[Ranking], k: int) -> Ranking:
-    """Return the ``k`` best by reciprocal rank fusion: the score of a passage is the sum of 1 / (60 + its rank).
-
-    Cormack, Clarke and Büttcher (2009), "Reciprocal rank fusion outperforms Condorcet and individual rank learning
-    methods". Ranks count from 1; a passage that a ranking lacks gets nothing from it.
+    Attributes:
+        k: how many passages.
+        method: how they are found.
+        where: an SQL predicate that they must fulfil.
+        min_score: the least score.
+        per_document: how many of one document at most.
     """
-    passage_ids: dict[int, str] = {}
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for place, row_id in enumerate(ranking.row_ids.tolist()):
-            passage_ids[row_id] = ranking.passage_ids[place]
-            scores[row_id] = scores.get(row_id, 0.0) + 1 / (_FUSION_CONSTANT + place + 1)
-    return rank(np.array([*scores], np.uint64), [*passage_ids.values()], np.array([*scores.values()]), k)
 
-
-def exact_candidates(blocks: Iterable[Block], questions: np.ndarray, k: int) -> list[np.ndarray]:
-    """Return, for each of ``questions`` (B, D), the row ids (n,) of all vectors that may be among its ``k`` best.
-
-    Products are taken in float32. A vector is kept if it could reach the k-th best within the rounding error
-    2 · D · 2^-24 · |q| · |d|, so the true best k are always among the n, and so are all that tie with the last.
-    """
-    question_lengths = np.linalg.norm(questions, axis=1)
-    kept = [(np.empty(0, np.uint64), np.empty(0, np.float32))] * len(questions)
-    longest = 0.0
-    for row_ids, vectors in blocks:
-        longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max(initial=0.0))))
-        slack = 4 * vectors.shape[1] * _FLOAT32_ROUNDING * longest * question_lengths
-        for b, scores in enumerate(questions @ vectors.T):
-            ids, best = np.concatenate([kept[b][0], row_ids]), np.concatenate([kept[b][1], scores])
-            if len(ids) > k:
-                keep = best >= np.partition(best, -k)[-k] - slack[b]
-                ids, best = ids[keep], best[keep]
-            kept[b] = ids, best
-    return [ids for ids, _ in kept]
+    k: int
+    method: SearchMethod = "dense"
+    where: str | None = None
+    min_score: float | None = None
+    per_document: int | None = None
 
 
 class Searcher:
-    """Searches one version after another of a knowledge base, and keeps in memory what the next question needs too."""
+    """Searches one version after another of a knowledge base, and keeps in memory what the next question needs too.
 
-    def __init__(self, folder: Path, base_id: str) -> None:
+    Args:
+        folder: the base's.
+        base_id: its name.
+        memory: how many bytes the codes, the vectors of a small base or the cache of the index on disk may take; half
+            of the machine's memory by default.
+    """
+
+    def __init__(self, folder: Path, base_id: str, memory: int | None = None) -> None:
+        self.memory = default_memory() if memory is None else memory
         self._folder = folder
         self._base_id = base_id
         self._codes: Codes | None = None
+        self._disk: DiskIndex | None = None
         self._blocks: tuple[int, list[Block]] | None = None  # all vectors of a version of a small base
+        self._allowed: dict[tuple[int, str], np.ndarray] = {}
+        self._tests: dict[tuple[int, str], SelfTest | None] = {}  # by version and way
+        self._warned: set[str] = set()
 
-    def dense_method(self, store: PassageStore) -> Literal["exact", "quantised"]:
-        """Return what ``method="dense"`` does at this size."""
-        return "exact" if len(store) < EXACT_BELOW else "quantised"
+    def fitting_way(self, store: PassageStore) -> DenseWay:
+        """Return the way of searching by vector that is right for the size of the base and the memory."""
+        count = len(store)
+        if count < EXACT_BELOW and 4 * store.width * count <= self.memory:
+            return "exact"
+        return "quantised" if codes_bytes(count, store.width) <= self.memory else "disk"
+
+    def lacks_disk_index(self, store: PassageStore) -> bool:
+        """Return whether search by vector needs an index on disk that is not there."""
+        return self.fitting_way(store) == "disk" and not self._disk_index(store).exists
+
+    def dense_way(self, store: PassageStore) -> DenseWay:
+        """Return what ``method="dense"`` does: the fitting way, or "exact" where that is not there or finds too little."""
+        way = self.fitting_way(store)
+        if self.lacks_disk_index(store):
+            self._warn("no index", _NO_INDEX)
+            return "exact"
+        test = None if way == "exact" else self._known_test(store, way)
+        if test is not None and test.recall < LEAST_RECALL:
+            self._warn(
+                "recall", f"is searched exactly, for {way} search finds only {test.recall:.0%} of what that does"
+            )
+            return "exact"
+        return way
+
+    def self_test(self, store: PassageStore) -> SelfTest | None:
+        """Return what approximate search finds of what exact search finds, measured now if it was not; None: exact."""
+        way = self.fitting_way(store)
+        if way == "exact" or not len(store) or self.lacks_disk_index(store):
+            return None
+        test = self._known_test(store, way)
+        if test is None:
+            if way == "quantised":
+                codes = self._current_codes(store)
+                test = measure(store, way, lambda q, k, b: codes.search(q, _count(k, b)), _BREADTHS)
+            else:
+                disk = self._disk_index(store)
+                test = measure(store, way, lambda q, k, b: disk.search(q, _count(k), b), disk.breadths)
+            write_self_test(self._folder, self._base_id, store, test)
+            self._tests[store.version, way] = test
+        return test
 
     def search(
+        self, store: PassageStore, texts: Sequence[str] | None, vectors: np.ndarray | None, options: SearchOptions
+    ) -> list[list[Hit]]:
+        """Return up to ``k`` hits for each of B questions: their ``texts``, their ``vectors`` (B, D), or both."""
+        count = len(texts if texts is not None else vectors)  # type: ignore[arg-type]
+        step = max(1, min(1024, _SLICE_BYTES // (4 * store.width * _count(options.k))))
+        hits: list[list[Hit]] = []
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            some_texts, some_vectors = (None if both is None else both[part] for both in (texts, vectors))
+            rankings = self._spread(store, some_texts, some_vectors, options)  # type: ignore[arg-type]
+            hits += _hits(store, rankings, options.min_score)
+        return hits
+
+    def _spread(
+        self, store: PassageStore, texts: Sequence[str] | None, vectors: np.ndarray | None, options: SearchOptions
+    ) -> list[Ranking]:
+        """Return rankings with at most ``per_document`` passages of a document, from as long ones as that takes."""
+        k, depth = options.k, options.k
+        rankings = self._rankings(store, texts, vectors, depth, options)
+        if options.per_document is None:
+            return rankings
+        while True:
+            union = np.unique(np.concatenate([ranking.row_ids for ranking in rankings]))
+            documents = store.fetch(union, ["document_id"])["document_id"].to_pylist()
+            chosen = [
+                spread(r, [documents[i] for i in np.searchsorted(union, r.row_ids)], options.per_document, k)
+                for r in rankings
+            ]
+            short = [len(r.row_ids) == depth and len(c.row_ids) < k for r, c in zip(rankings, chosen, strict=True)]
+            if not any(short) or depth >= max(_DEEPEST, k):
+                return chosen
+            depth = min(4 * depth, max(_DEEPEST, k))
+            rankings = self._rankings(store, texts, vectors, depth, options)
+
+    def _rankings(
         self,
         store: PassageStore,
         texts: Sequence[str] | None,
         vectors: np.ndarray | None,
         k: int,
-        method: SearchMethod,
-        where: str | None,
-    ) -> list[list[Hit]]:
-        """Return up to ``k`` hits for each of B questions: their ``texts``, their ``vectors`` (B, D), or both."""
-        if method == "keyword":
-            rankings = [_by_words(store, text, k, where) for text in texts or ()]
-        elif method == "hybrid":
-            depth = max(50, 4 * k)
-            dense = self._by_vector(store, vectors, depth, "dense", where)
+        options: SearchOptions,
+    ) -> list[Ranking]:
+        where = options.where
+        if options.method == "keyword":
+            return [_by_words(store, text, k, where) for text in texts or ()]
+        if options.method == "hybrid":
+            depth = max(_LEAST_CANDIDATES, 4 * k)
+            dense = self._by_vector(store, vectors, depth, "dense", where, named=True)
             words = [_by_words(store, text, depth, where) for text in texts or ()]
-            rankings = [fuse(pair, k) for pair in zip(dense, words, strict=True)]
-        else:
-            rankings = self._by_vector(store, vectors, k, method, where)
-        return _hits(store, rankings)
+            return [fuse(pair, k) for pair in zip(dense, words, strict=True)]
+        return self._by_vector(store, vectors, k, options.method, where)
 
     def _by_vector(
-        self, store: PassageStore, vectors: np.ndarray | None, k: int, method: SearchMethod, where: str | None
+        self,
+        store: PassageStore,
+        vectors: np.ndarray | None,
+        k: int,
+        method: SearchMethod,
+        where: str | None,
+        *,
+        named: bool = False,
     ) -> list[Ranking]:
-        if vectors is None or not len(vectors):
+        if vectors is None:
             return []
-        if method == "exact" or self.dense_method(store) == "exact":
-            return _rescore(store, exact_candidates(self._vectors(store, where), vectors, k), vectors, k)
+        return rescore(store, self._candidates(store, vectors, k, method, where), vectors, k, named=named)
+
+    def _candidates(
+        self, store: PassageStore, vectors: np.ndarray, k: int, method: SearchMethod, where: str | None
+    ) -> Sequence[np.ndarray]:
+        """Return, for each of B questions, the row ids that the best ``k`` are among, or most of them."""
+        way = "exact" if method == "exact" else self.dense_way(store)
+        if way == "exact":
+            return exact_candidates(self._vectors(store, where), vectors, k)
+        allowed = None if where is None else self._fulfilling(store, where)
+        if allowed is not None and len(allowed) <= _FEW_ALLOWED:
+            return [allowed] * len(vectors)
+        test = self.self_test(store)
+        if way == "disk":
+            disk = self._disk_index(store)
+            return disk.search(vectors, _count(k), test.breadth if test else disk.parts, where)
+        codes = self._current_codes(store)
+        return list(codes.search(vectors, _count(k, test.breadth if test else _BREADTH), allowed))
+
+    def _current_codes(self, store: PassageStore) -> Codes:
         self._codes = current_codes(self._folder, self._base_id, store, self._codes)
-        allowed = None if where is None else store.row_ids(where)
-        return _rescore(store, list(self._codes.search(vectors, max(50, 4 * k), allowed)), vectors, k)
+        return self._codes
+
+    def _disk_index(self, store: PassageStore) -> DiskIndex:
+        if self._disk is None or self._disk.version != store.version:
+            self._disk = DiskIndex(store, self.memory)
+        return self._disk
+
+    def _known_test(self, store: PassageStore, way: str) -> SelfTest | None:
+        key = store.version, way
+        if self._tests.get(key) is None:
+            self._tests[key] = read_self_test(self._folder, self._base_id, store, way)
+        return self._tests[key]
+
+    def _fulfilling(self, store: PassageStore, where: str) -> np.ndarray:
+        """Return the row ids that fulfil ``where``; those of the last few predicates stay in memory."""
+        key = store.version, where
+        if key not in self._allowed:
+            while len(self._allowed) >= _REMEMBERED_PREDICATES:
+                self._allowed.pop(next(iter(self._allowed)))
+            self._allowed[key] = store.row_ids(where)
+        return self._allowed[key]
 
     def _vectors(self, store: PassageStore, where: str | None) -> Iterator[Block]:
         """Yield the blocks of vectors of all rows that fulfil ``where``; those of a small base stay in memory."""
-        if len(store) >= EXACT_BELOW:
+        if self.fitting_way(store) != "exact":
             yield from store.vectors(where)
             return
         if self._blocks is None or self._blocks[0] != store.version:
             self._blocks = store.version, list(store.vectors())
-        allowed = None if where is None else store.row_ids(where)
+        allowed = None if where is None else self._fulfilling(store, where)
         for row_ids, vectors in self._blocks[1]:
             if allowed is None:
                 yield row_ids, vectors
@@ -147,28 +259,25 @@ class Searcher:
                 fulfil = np.isin(row_ids, allowed, assume_unique=True)
                 yield row_ids[fulfil], vectors[fulfil]
 
+    def _warn(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning("%s %s", self._folder, message)
+
+
+def _count(k: int, breadth: int = _BREADTH) -> int:
+    """Return how many candidates are rescored for ``k`` passages."""
+    return max(_LEAST_CANDIDATES, breadth * k)
+
 
 def _by_words(store: PassageStore, question: str, k: int, where: str | None) -> Ranking:
     # Twice as many, so that equal scores at the end of the list are ordered by id too.
     return rank(*store.search_words(question, 2 * k, where), k)
 
 
-def _rescore(store: PassageStore, candidates: Sequence[np.ndarray], questions: np.ndarray, k: int) -> list[Ranking]:
-    """Return the ``k`` best of each question's candidates by q·d, summed in float64 and rounded to float32.
-
-    So a passage has the same score whichever way it was found.
-    """
-    union = np.unique(np.concatenate(candidates))
-    passage_ids, vectors = store.fetch_vectors(union)
-    rankings = []
-    for row_ids, question in zip(candidates, questions.astype(np.float64), strict=True):
-        places = np.searchsorted(union, row_ids)
-        scores = (vectors[places] @ question).astype(np.float32)
-        rankings.append(rank(row_ids, [passage_ids[i] for i in places], scores, k))
-    return rankings
-
-
-def _hits(store: PassageStore, rankings: Sequence[Ranking]) -> list[list[Hit]]:
+def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | None) -> list[list[Hit]]:
+    if min_score is not None:
+        rankings = [ranking.at(np.flatnonzero(ranking.scores >= min_score)) for ranking in rankings]
     union = np.unique(np.concatenate([np.empty(0, np.uint64), *(ranking.row_ids for ranking in rankings)]))
     passages, vectors = store.fetch_passages(union)
     return [

@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ragstone.errors import InputError, KnowledgeBaseError
 from ragstone.knowledge.faults import first_sentence, reading, writing
 from ragstone.knowledge.history import History
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
+from ragstone.knowledge.mapped import MappedVectors
 from ragstone.knowledge.passages import Passage
 
-__all__ = ["PassageStore", "StoredDocument", "passage_table", "vector_column"]
+__all__ = ["PassageStore", "Rows", "StoredDocument", "passage_schema", "passage_table", "vector_column"]
 
 KEYWORD_COLUMNS = ("title", "text")
 PASSAGE_COLUMNS = ("id", "title", "text", "document_id", "source", "page", "metadata")
@@ -37,6 +39,10 @@ _UNINDEXED_ROWS = 2048
 _SCAN_ROWS = 16_384
 _ALL_INDICES = 1_000_000
 _AGES = timedelta(days=365_000)
+_SCAN_BYTES = 32 << 20  # of vectors in a batch
+_READ_AHEAD = 2  # batches
+_IO_BUFFER = 128 << 20
+_LISTED_IDS = 1000  # more are looked for by reading all ids, not by a predicate that lists them
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
 _ENCODER_KEY = "ragstone:encoder"
 
@@ -49,7 +55,22 @@ class StoredDocument:
     source: str | None
 
 
-def _schema(width: int) -> pa.Schema:
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a version, by row id: 24 bytes a passage.
+
+    Attributes:
+        ids: the sorted row ids (N,).
+        stamps: the versions that last wrote them (N,).
+        addresses: where they lie, fragment and place in it (N,).
+    """
+
+    ids: np.ndarray
+    stamps: np.ndarray
+    addresses: np.ndarray
+
+
+def passage_schema(width: int) -> pa.Schema:
     """Return the columns on disk (DESIGN §4). ``metadata`` is JSON that predicates can look into."""
     return pa.schema(
         [
@@ -82,7 +103,7 @@ def passage_table(
     columns["content_hash"] = [None] * count if content_hashes is None else content_hashes
     columns[_VECTOR] = vector_column(vectors)
     try:
-        return pa.table(columns, schema=_schema(width))
+        return pa.table(columns, schema=passage_schema(width))
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise InputError(
             f"a passage cannot be stored, its document_id, source or page is of another type: {error}"
@@ -100,6 +121,7 @@ class PassageStore:
     def __init__(self, path: Path, dataset: Any) -> None:
         self.path = path
         self._dataset = dataset
+        self._rows: tuple[int, Rows, MappedVectors] | None = None  # of a version, once they are needed
 
     @classmethod
     def create(cls, folder: Path, width: int) -> PassageStore:
@@ -108,7 +130,9 @@ class PassageStore:
 
         path = folder / PASSAGES_FOLDER
         with writing(path):
-            dataset = lance.write_dataset(_schema(width).empty_table(), path, mode="create", enable_stable_row_ids=True)
+            dataset = lance.write_dataset(
+                passage_schema(width).empty_table(), path, mode="create", enable_stable_row_ids=True
+            )
             # An empty index fixes how words are told apart. Rows are found through it from the first on; while it
             # does not hold them yet, Lance scans them with the same words and the same scores.
             for column in KEYWORD_COLUMNS:
@@ -157,6 +181,11 @@ class PassageStore:
         return None if spec is None else json.loads(spec)
 
     @property
+    def vector_name(self) -> str:
+        """The column of the vectors that count."""
+        return self._vector
+
+    @property
     def _vector(self) -> str:
         """The column of the vectors that count."""
         return _NEW_VECTOR if _NEW_VECTOR in self._dataset.schema.names else _VECTOR
@@ -196,16 +225,29 @@ class PassageStore:
 
     def row_stamps(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sorted row ids (N,) and, of each, the version that last wrote it (N,)."""
-        table = self.scan(["_row_last_updated_at_version"])
-        row_ids, stamps = _row_ids(table), table["_row_last_updated_at_version"].to_numpy()
-        order = np.argsort(row_ids)
-        return row_ids[order], stamps[order]
+        rows = self._all_rows()[0]
+        return rows.ids, rows.stamps
+
+    def _all_rows(self) -> tuple[Rows, MappedVectors]:
+        """Return the rows of this version, and their vectors where these can be mapped."""
+        if self._rows is None or self._rows[0] != self.version:
+            version = self.version
+            table = self.scan(["_row_last_updated_at_version", "_rowaddr"])
+            order = np.argsort(_row_ids(table), kind="stable")
+            names = ("_rowid", "_row_last_updated_at_version", "_rowaddr")
+            rows = Rows(*(table[name].to_numpy()[order] for name in names))
+            self._rows = version, rows, MappedVectors(self.path, self._dataset, self._vector, self.width)
+        return self._rows[1:]
 
     def vectors(self, where: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks of (row ids (n,), vectors (n, D)) of all rows that fulfil ``where``."""
         with reading(self.path, where):
             for batch in self._dataset.to_batches(
-                columns=[self._vector, "_rowid"], filter=where, batch_size=_SCAN_ROWS
+                columns=[self._vector, "_rowid"],
+                filter=where,
+                batch_size=max(1, min(_SCAN_ROWS, _SCAN_BYTES // (4 * self.width))),
+                batch_readahead=_READ_AHEAD,
+                io_buffer_size=_IO_BUFFER,
             ):
                 if batch.num_rows:
                     yield _row_ids(batch), self._matrix(batch.column(self._vector))
@@ -214,41 +256,79 @@ class PassageStore:
         """Return ``columns`` of the rows ``row_ids`` (n,), in that order."""
         if not len(row_ids):
             return self._dataset.schema.empty_table().select(columns)
-        unique, order = np.unique(row_ids, return_inverse=True)
-        table = self.scan(columns, f"_rowid IN ({', '.join(map(str, unique.tolist()))})")
-        if table.num_rows != len(unique):
-            raise KnowledgeBaseError(f"{self.path} lacks rows that its index names; restore the folder from a backup")
-        return table.take(np.argsort(_row_ids(table))[order]).select(columns)
+        with reading(self.path):
+            table = self._dataset._take_rows(row_ids, columns=list(columns))
+        if table.num_rows != len(row_ids):
+            raise self._lacks_rows()
+        return table
 
     def fetch_vectors(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
         """Return the passage ids and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        table = self.fetch(row_ids, ["id", self._vector])
-        return table["id"].to_pylist(), self._matrix(table[self._vector])
+        return self.ids_of(row_ids), self.vectors_of(row_ids)
 
     def fetch_passages(self, row_ids: np.ndarray) -> tuple[list[Passage], np.ndarray]:
         """Return the passages and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        table = self.fetch(row_ids, [*PASSAGE_COLUMNS, self._vector])
-        rows = table.select(PASSAGE_COLUMNS).to_pylist()
-        passages = [Passage(**{**row, "metadata": json.loads(row["metadata"] or "{}")}) for row in rows]
-        return passages, self._matrix(table[self._vector])
+        return self.passages_of(row_ids), self.vectors_of(row_ids)
+
+    def ids_of(self, row_ids: np.ndarray) -> list[str]:
+        """Return the passage ids of the rows ``row_ids`` (n,), in that order."""
+        ids: list[str] = self.fetch(row_ids, ["id"])["id"].to_pylist()
+        return ids
+
+    def vectors_of(self, row_ids: np.ndarray) -> np.ndarray:
+        """Return the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
+        rows, vectors = self._all_rows()
+        places = np.searchsorted(rows.ids, row_ids)
+        if len(row_ids) and (places.max() == len(rows.ids) or not np.array_equal(rows.ids[places], row_ids)):
+            raise self._lacks_rows()
+        with reading(self.path):
+            return vectors.take(row_ids, rows.addresses[places])
+
+    def passages_of(self, row_ids: np.ndarray) -> list[Passage]:
+        """Return the passages of the rows ``row_ids`` (n,), in that order."""
+        table = self.fetch(row_ids, PASSAGE_COLUMNS)
+        columns = {name: table[name].to_pylist() for name in PASSAGE_COLUMNS}
+        columns["metadata"] = [json.loads(text) if text else {} for text in columns["metadata"]]
+        return [Passage(**dict(zip(PASSAGE_COLUMNS, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+    def _lacks_rows(self) -> KnowledgeBaseError:
+        return KnowledgeBaseError(f"{self.path} lacks rows that its index names; restore the folder from a backup")
 
     def find(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the row ids of those of the passages ``ids`` that are stored."""
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
-        table = self.scan(["id"], _is_in("id", wanted))
-        return dict(zip(table["id"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
+        if len(wanted) <= _LISTED_IDS:
+            table = self.scan(["id"], _is_in("id", wanted))
+            return dict(zip(table["id"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
+        sought = pa.array(wanted)
+        found: dict[str, int] = {}
+        with reading(self.path):
+            for batch in self._dataset.to_batches(columns=["id", "_rowid"]):
+                stored = batch.filter(pc.is_in(batch["id"], value_set=sought))
+                found.update(zip(stored["id"].to_pylist(), stored["_rowid"].to_pylist(), strict=True))
+        return found
 
     def documents(self) -> dict[str, StoredDocument]:
         """Return what is stored, by document id."""
         found: dict[str, StoredDocument] = {}
-        table = self.scan(["document_id", "content_hash", "source"], "document_id IS NOT NULL")
-        for row in zip(*(table[name].to_pylist() for name in ("document_id", "content_hash", "source")), strict=True):
-            document = StoredDocument(*row[1:])
-            if found.setdefault(row[0], document).content_hash != document.content_hash:
-                found[row[0]] = StoredDocument(None, document.source)
+        columns = ["document_id", "content_hash", "source"]
+        with reading(self.path):
+            for batch in self._dataset.to_batches(columns=columns, filter="document_id IS NOT NULL"):
+                for row in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+                    document = StoredDocument(*row[1:])
+                    if found.setdefault(row[0], document).content_hash != document.content_hash:
+                        found[row[0]] = StoredDocument(None, document.source)
         return found
+
+    def count_documents(self) -> int:
+        """Return how many documents the passages come from."""
+        found: set[str] = set()
+        with reading(self.path):
+            for batch in self._dataset.to_batches(columns=["document_id"], filter="document_id IS NOT NULL"):
+                found.update(pc.unique(batch["document_id"]).to_pylist())
+        return len(found)
 
     def search_words(
         self, question: str, count: int, where: str | None = None
@@ -273,12 +353,12 @@ class PassageStore:
 
     # Writing
 
-    def append(self, table: pa.Table) -> None:
+    def append(self, table: pa.Table | pa.RecordBatchReader) -> None:
         """Commit the rows of ``table``, whose ids are new."""
         with writing(self.path):
             self._dataset.insert(table)
 
-    def merge(self, table: pa.Table, documents: Sequence[str] = ()) -> None:
+    def merge(self, table: pa.Table | pa.RecordBatchReader, documents: Sequence[str] = ()) -> None:
         """Commit the rows of ``table`` by id; rows of ``documents`` that are not in ``table`` go in the same commit."""
         with writing(self.path):
             merge = self._dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
@@ -297,7 +377,8 @@ class PassageStore:
     def index_words(self, *, all_rows: bool = False) -> None:
         """Bring the keyword index up to date if a tenth of the rows, or with ``all_rows`` any, are missing from it."""
         with writing(self.path):
-            indexed = min((index.num_rows_indexed for index in self._dataset.describe_indices()), default=0)
+            words = [index for index in self._dataset.describe_indices() if index.field_names[0] in KEYWORD_COLUMNS]
+            indexed = min((index.num_rows_indexed for index in words), default=0)
             missing = len(self) - indexed
             if missing > (0 if all_rows else max(_UNINDEXED_ROWS, indexed // 10)):
                 self._dataset.optimize.optimize_indices()
