@@ -235,6 +235,7 @@ class KnowledgeBase:
         if self._searcher.lacks_disk_index(self._store) and not self._read_only:
             with self._writing() as snapshot:
                 build_disk_index(snapshot.store, self._searcher.memory)
+            self.refresh()
         return self._searcher.self_test(self._store)
 
     def add_documents(
