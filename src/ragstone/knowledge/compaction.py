@@ -6,7 +6,9 @@ keep, if it has no tag, and if nobody reads it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
@@ -47,11 +49,10 @@ class CompactionReport:
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files in ``folder``; what vanishes meanwhile counts nothing."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 
