@@ -169,4 +169,4 @@ def info(
     show(what, as_json=json)
 
 
-from ragstone.cli import learning  # noqa: E402, F401  (adds its verbs)
+from ragstone.cli import exchange, learning  # noqa: E402, F401  (add their verbs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import KnowledgeBaseError, ModelError
+from ragstone.errors import EncoderMismatchError, KnowledgeBaseError, ModelError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.manifest import Manifest
@@ -22,6 +22,7 @@ class Snapshot:
         store: the passages and vectors of the version.
         manifest: the base's; the width and encoder in it give way to those that the version's vectors name themselves.
         encoder: what made the vectors, if it is loaded already.
+        question_encoder: what makes those of questions, if that is another and loaded already.
         device: where the encoder runs.
         dtype: what the encoder computes in.
     """
@@ -32,6 +33,7 @@ class Snapshot:
         store: PassageStore,
         manifest: Manifest,
         encoder: TextEncoder | None = None,
+        question_encoder: TextEncoder | None = None,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -41,6 +43,7 @@ class Snapshot:
         self.manifest = manifest.at(store.width, store.encoder)
         self.device, self.dtype = device, dtype
         self._encoder = encoder
+        self._question_encoder = question_encoder
 
     @classmethod
     def open(
@@ -64,6 +67,7 @@ class Snapshot:
         )
         if held is not None and newest.manifest.difference(held.spec.to_dict()) is None:
             newest._encoder = held
+            newest._question_encoder = self._question_encoder if held is self._encoder else None
         return newest
 
     @property
@@ -93,3 +97,26 @@ class Snapshot:
             self.manifest.check_encoder(encoder.spec.to_dict(), self.folder)
             self._encoder = encoder
         return self._encoder
+
+    @property
+    def question_encoder(self) -> TextEncoder:
+        """What makes the vectors of questions, loaded at first use: the encoder itself, unless it is one of DPR's two."""
+        if self._question_encoder is None:
+            place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+            spec = self.manifest.question_encoder
+            if spec is None:
+                found = encoding.question_encoder_of(self.encoder, **place)
+            else:
+                found = encoding.load(spec["name"], spec, **place)
+                if found.spec.to_dict()["fingerprint"] != spec["fingerprint"]:
+                    raise EncoderMismatchError(
+                        f"{self.folder} was made for questions of the encoder {spec['name']!r}, whose weights have changed "
+                        "since; restore them, or pass vectors="
+                    )
+            if found is None:
+                raise KnowledgeBaseError(
+                    f"the passages of {self.folder} are encoded by {self.encoder.spec.name!r}, DPR's model for passages, "
+                    "which is not the one for questions; make the base with question_encoder=, or pass vectors="
+                )
+            self._question_encoder = found
+        return self._question_encoder
