@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ __all__ = ["FaissFile", "FlatWriter"]
 # number of 4-byte values that follow; little-endian without padding.
 _FLAT_HEADER = struct.Struct("<4siqqq?iQ")
 _FLAT_NAME, _FLAT_CONSTANT = b"IxFI", 1 << 20
+# faiss begins with the function and the line of its source where it noticed.
+_PLACE = re.compile(r"^Error in .*? at \S+:\d+: (Error: )?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class FaissFile:
         try:
             owner = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except (RuntimeError, MemoryError) as error:
-            said = str(error).split("Error: ")[-1].split(" at /")[0].strip()
+            said = _PLACE.sub("", str(error)).strip()
             raise InputError(
                 f"{path} is damaged, cut off or no faiss index ({said}); fetch or write it again"
             ) from None

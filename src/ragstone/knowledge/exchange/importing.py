@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ragstone.knowledge.indexing import Progress
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.passages import Passage
 from ragstone.knowledge.storage import PassageStore, passage_table
+
+if TYPE_CHECKING:
+    from ragstone.knowledge.base import KnowledgeBase
 
 __all__ = ["ImportReport", "import_collection", "import_passages"]
 
@@ -100,7 +103,7 @@ def import_collection(
     if isinstance(question_encoder, str | Path):
         question_encoder = encoding.load(question_encoder, None, device=device, dtype=dtype)
     if KnowledgeBase.exists(folder):
-        _check_base(folder, opened, encoder, question_encoder)
+        _check_base(KnowledgeBase.open(folder), opened, encoder, question_encoder)
         base = KnowledgeBase.open(folder, encoder=encoder, **options)
     else:
         given = opened.width is not None and encoder is None
@@ -190,21 +193,20 @@ def _not_stored(
 
 
 def _check_base(
-    folder: Path, source: Source, encoder: TextEncoder | None, question_encoder: TextEncoder | None
+    base: KnowledgeBase, source: Source, encoder: TextEncoder | None, question_encoder: TextEncoder | None
 ) -> None:
-    """Raise unless the base in ``folder`` can take ``source`` with the encoders that were named for it."""
-    manifest = Manifest.read(folder)
-    if source.width is not None and (encoder is None) != (manifest.encoder is None):
+    """Raise unless ``base`` can take ``source`` with the encoders that were named for it."""
+    if source.width is not None and (encoder is not None) != base.has_encoder:
         remedy = "name the encoder (--encoder) if it made both" if encoder is None else "name none"
-        whose = "of an encoder" if manifest.encoder else "of which nobody said what made them"
+        whose = "of an encoder" if encoder is None else "of which nobody said what made them"
         raise InputError(
-            f"{folder} holds vectors {whose}, {source.path} brings others; {remedy}, or import into a new base"
+            f"{base.path} holds vectors {whose}, {source.path} brings others; {remedy}, or import into a new base"
         )
     if question_encoder is not None:
-        held = (manifest.question_encoder or {}).get("fingerprint")
-        if held != question_encoder.spec.to_dict()["fingerprint"]:
+        held = Manifest.read(base.path).question_encoder or {}
+        if held.get("fingerprint") != question_encoder.spec.to_dict()["fingerprint"]:
             raise EncoderMismatchError(
-                f"{folder} has another encoder for questions than {question_encoder.spec.name!r}, or none; leave it out"
+                f"{base.path} has another encoder for questions than {question_encoder.spec.name!r}, or none; leave it out"
             )
 
 
