@@ -108,7 +108,7 @@ def test_an_older_version_can_be_written(base, tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_half_written(base, tmp_path, monkeypatch):
     (tmp_path / "kb.faiss.ids.json").write_text("mine")
-    with pytest.raises(InputError, match="kb.faiss.ids.json exists already"):
+    with pytest.raises(InputError, match=r"kb.faiss.ids.json exists already"):
         base.export(tmp_path / "kb.faiss")
     with pytest.raises(InputError, match=r"does not say its format by its name; end it in \.parquet, \.faiss, \.jsonl"):
         base.export(tmp_path / "kb.csv")

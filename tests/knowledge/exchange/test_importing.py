@@ -133,7 +133,7 @@ def test_the_encoder_that_made_the_vectors_is_named_and_checked(tmp_path, parque
     assert base.info().encoder == encoder.spec.to_dict()
     best = max(range(40), key=lambda n: vectors[n] @ encoder.encode_questions(["who wrote hamlet?"])[0])
     assert base.search("who wrote hamlet?", k=1)[0].passage.id == IDS[best]
-    with pytest.raises(EncoderMismatchError, match="did not make the vectors .*cosine"):
+    with pytest.raises(EncoderMismatchError, match=r"did not make the vectors .*cosine"):
         import_collection(parquet("q.parquet"), tmp_path / "kb2", encoder=encoder)
     with pytest.raises(EncoderMismatchError, match="width 16, those of the encoder 'toy' have 32"):
         import_collection(file, tmp_path / "kb2", encoder=ToyEncoder(32))
@@ -238,7 +238,7 @@ def test_an_id_that_is_given_twice_is_named(tmp_path, parquet, monkeypatch, rows
 
 
 def test_nothing_to_import_is_an_error(tmp_path, parquet):
-    with pytest.raises(InputError, match="holds no passage that can be imported: .* row 0: the text is empty"):
+    with pytest.raises(InputError, match=r"holds no passage that can be imported: .* row 0: the text is empty"):
         import_collection(parquet(text=[""] * 40, title=[""] * 40), tmp_path / "kb")
 
 
@@ -278,7 +278,7 @@ def test_wrong_options_say_so(tmp_path, parquet):
     save_beir(tmp_path / "nq")
     with pytest.raises(InputError, match="has no index beside it"):
         open_source(tmp_path / "nq", index=parquet())
-    with pytest.raises(InputError, match="has no corpus.jsonl"):
+    with pytest.raises(InputError, match=r"has no corpus.jsonl"):
         open_source(tmp_path, "beir")
 
 

@@ -181,19 +181,19 @@ def test_wrong_files_get_one_sentence(tmp_path):
     for file in folder.iterdir():
         content = file.read_bytes()
         (cut / file.name).write_bytes(content[: len(content) // 2] if "00001" in file.name else content)
-    with pytest.raises(InputError, match="data-00001-of-00003.arrow is damaged, cut off or no Arrow file"):
+    with pytest.raises(InputError, match=r"data-00001-of-00003.arrow is damaged, cut off or no Arrow file"):
         read(cut)
     (cut / "data-00001-of-00003.arrow").unlink()
-    with pytest.raises(InputError, match="lacks .*data-00001-of-00003.arrow, which its state.json names"):
+    with pytest.raises(InputError, match=r"lacks .*data-00001-of-00003.arrow, which its state.json names"):
         read(cut)
     (cut / "state.json").write_text('{"_data_files": [{"filename": "../../elsewhere.arrow"}]}')
     with pytest.raises(InputError, match=r"lacks .*cut/elsewhere.arrow"):
         read(cut)
     (cut / "state.json").write_text("{}")
-    with pytest.raises(InputError, match="state.json is damaged"):
+    with pytest.raises(InputError, match=r"state.json is damaged"):
         read(cut)
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and so on")
-    with pytest.raises(InputError, match="x.parquet is damaged, cut off or no Parquet file"):
+    with pytest.raises(InputError, match=r"x.parquet is damaged, cut off or no Parquet file"):
         read(tmp_path / "x.parquet")
     pq.write_table(table().rename_columns(["title", "body", "embeddings"]), tmp_path / "y.parquet")
     with pytest.raises(InputError, match="no column 'text', only title, body, embeddings"):
@@ -205,7 +205,7 @@ def test_wrong_files_get_one_sentence(tmp_path):
     with pytest.raises(InputError, match="has no rows"):
         read(tmp_path / "empty.parquet")
     pq.write_table(table().slice(0, 39), tmp_path / "fewer.parquet")
-    with pytest.raises(InputError, match="index.faiss holds 40 vectors, but .*fewer.parquet has 39 rows"):
+    with pytest.raises(InputError, match=r"index.faiss holds 40 vectors, but .*fewer.parquet has 39 rows"):
         open_source(tmp_path / "fewer.parquet", index=index)
     with pytest.raises(InputError, match="give the file that faiss"):
         open_source(folder, index=tmp_path / "nowhere.faiss")

@@ -143,13 +143,13 @@ def import_passages(
             if vectors is None:
                 vectors = encode_passages(load_encoder(), passages)
             store.append(passage_table(passages, vectors))
-            store.index_words()
         stored += len(passages)
         done += len(chunk.passages) + len(chunk.skipped)
         progress(done, max(done, source.count), "passages")
     if not seen:
         why = f": {skipped[0].reason}" if skipped else ""
         raise InputError(f"{source.path} holds no passage that can be imported{why}")
+    store.index_words()  # once: each time rewrites what is there, and until then these rows are found without it
     progress(done, done, "passages")
     return ImportReport(
         source=str(source.path),
