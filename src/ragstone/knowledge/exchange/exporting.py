@@ -21,7 +21,7 @@ from ragstone.knowledge.exchange.tables import VECTORS
 from ragstone.knowledge.indexing import Progress
 from ragstone.knowledge.storage import PASSAGE_COLUMNS, PassageStore
 
-__all__ = ["EXPORT_FORMATS", "ExportFormat", "ExportReport", "export_passages"]
+__all__ = ["EXPORT_FORMATS", "ExportFormat", "ExportReport", "export_passages", "ids_file"]
 
 ExportFormat = Literal["parquet", "faiss", "jsonl"]
 EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)

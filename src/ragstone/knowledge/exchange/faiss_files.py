@@ -15,7 +15,7 @@ import numpy as np
 from ragstone._extras import extra
 from ragstone.errors import InputError
 
-__all__ = ["FaissFile", "FlatWriter"]
+__all__ = ["FaissFile", "FlatWriter", "faiss_if_installed"]
 
 # The file of an IndexFlatIP: its name, then D, n, two constants, "is trained", the metric (0: inner product), and the
 # number of 4-byte values that follow; little-endian without padding.
