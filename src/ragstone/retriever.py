@@ -20,6 +20,7 @@ from ragstone.encoders.checkpoint import longest_input
 from ragstone.errors import InputError, ModelError
 from ragstone.generators.prompts import NULL_PASSAGE, ContextBatch, ContextBuilder
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
+from ragstone.knowledge.exchange import named_base
 from ragstone.knowledge.loose import PassageIndex, dummy_passages
 from ragstone.knowledge.passages import as_passages
 from ragstone.models.configuration import RagConfig
@@ -46,13 +47,14 @@ class RagRetriever:
         config: see :class:`ragstone.RagConfig`.
         question_encoder_tokenizer, generator_tokenizer: the model's two tokenizers.
         index: what is searched: a :class:`ragstone.KnowledgeBase`, passages (strings, dicts, ``Passage`` objects), or a
-            ``datasets.Dataset`` with ``title``, ``text`` and ``embeddings``. None: what ``config`` names, which is the
-            built-in passages with ``use_dummy_dataset``.
+            ``datasets.Dataset`` with ``title``, ``text`` and ``embeddings``. None: what ``config`` names by its
+            ``index_name`` and paths, see :func:`ragstone.knowledge.exchange.named_base`, which is imported at first use
+            and kept; or the built-in passages with ``use_dummy_dataset``.
         passage_encoder: encodes passages that come without vectors. None: ``config.passage_encoder``; else, for a DPR
             question encoder, its context-encoder sibling if it can be loaded; else the question encoder itself.
 
     Raises:
-        InputError: ``config`` names an index that has to be imported first.
+        InputError: ``config`` names an index that is not on this machine.
     """
 
     def __init__(
@@ -334,24 +336,38 @@ def _index_from(index: Any) -> KnowledgeBase | PassageIndex:
     raise InputError(f"An index cannot be a {type(index).__name__}: {_REMEDY}.")
 
 
-def _named_index(config: RagConfig) -> PassageIndex:
-    """What a config of transformers names; only the built-in passages need nothing else."""
+def _named_index(config: RagConfig, folder: Path | None = None) -> KnowledgeBase | PassageIndex:
+    """What a config of transformers names: a base, what can be imported into one, or the built-in passages.
+
+    Paths that lead nowhere are looked for in ``folder`` too, that of the checkpoint.
+    """
+    base = named_base(
+        config.index_name,
+        dataset=config.dataset,
+        dataset_split=config.dataset_split,
+        passages_path=config.passages_path,
+        index_path=config.index_path,
+        beside=folder,
+    )
+    if base is not None:
+        return base
     if config.index_name == "legacy":
-        raise InputError(f"index_name='legacy' is a faiss and pickle index that Ragstone cannot import yet; {_REMEDY}.")
+        raise InputError(f"index_name='legacy' needs index_path, the folder of DPR's files; set it, or {_REMEDY}.")
     if config.index_name == "custom":
         raise InputError(
-            f"index_name='custom' needs its dataset: load it with datasets.load_from_disk, then {_REMEDY}."
+            f"index_name='custom' needs passages_path, the folder of a saved Dataset; set it, or {_REMEDY}."
         )
     if config.use_dummy_dataset:
         return PassageIndex(dummy_passages(), dummy=True)
     raise InputError(
-        f"The index {config.index_name!r} of {config.dataset!r} can no longer be downloaded as transformers did; {_REMEDY}."
+        f"The index {config.index_name!r} of {config.dataset!r} can no longer be downloaded as transformers did; set "
+        f"dataset to a folder with its Parquet or Arrow files (title, text, embeddings), or {_REMEDY}."
     )
 
 
-def _saved_index(config: RagConfig, folder: Path) -> KnowledgeBase | PassageIndex | None:
+def _saved_index(config: RagConfig, folder: Path) -> KnowledgeBase | PassageIndex:
     if config.knowledge_base:
         return KnowledgeBase.open(folder / config.knowledge_base)
     if config.passages_path == _SAVED_PASSAGES:
         return PassageIndex.load(folder / _SAVED_PASSAGES)
-    return None
+    return _named_index(config, folder)

@@ -207,4 +207,4 @@ def info(
     show(what, memory=memory, as_json=json)
 
 
-from ragstone.cli import learning, maintenance  # noqa: E402, F401  (they add their verbs)
+from ragstone.cli import exchange, learning, maintenance  # noqa: E402, F401  (they add their verbs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -21,11 +21,13 @@ __all__ = [
     "print_json",
     "progress_bar",
     "quiet_libraries",
+    "show_skipped",
     "working",
 ]
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
+SHOWN_SKIPS = 10
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -82,6 +84,14 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
             bar.update(tasks[unit], completed=done, total=total)
 
         yield progress
+
+
+def show_skipped(skipped: Sequence[Any]) -> None:
+    """Name the first of the files and records that were passed over, and why."""
+    for each in skipped[:SHOWN_SKIPS]:
+        err.print(f"[yellow]skipped[/] {_escape(each.reason)}", soft_wrap=True)
+    if len(skipped) > SHOWN_SKIPS:
+        err.print(f"… and {len(skipped) - SHOWN_SKIPS:,} more; --json lists them all.")
 
 
 def quiet_libraries() -> None:

@@ -9,13 +9,11 @@ from typing import Literal
 
 from rich.markup import escape
 
-from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libraries, working
+from ragstone.cli.console import out, print_json, progress_bar, quiet_libraries, show_skipped, working
 from ragstone.errors import DocumentError
 from ragstone.knowledge import KnowledgeBase, SplitOptions, find_files
 
 __all__ = ["index_paths", "reencode"]
-
-SHOWN_SKIPS = 10
 
 
 def index_paths(
@@ -51,10 +49,7 @@ def index_paths(
             f"{folder}: {report.documents:,} documents ({counts}{removed}), {report.passages:,} passages encoded in "
             f"{report.seconds:.1f} s; {len(base):,} passages in all (version {base.version})."
         )
-        for skipped in report.skipped[:SHOWN_SKIPS]:
-            err.print(f"[yellow]skipped[/] {escape(skipped.reason)}", soft_wrap=True)
-        if len(report.skipped) > SHOWN_SKIPS:
-            err.print(f"… and {len(report.skipped) - SHOWN_SKIPS:,} more; --json lists them all.")
+        show_skipped(report.skipped)
     if report.skipped and not report.documents:
         raise DocumentError(f"Nothing could be indexed: all {len(report.skipped)} inputs were skipped.")
 

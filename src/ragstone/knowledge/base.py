@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +34,11 @@ from ragstone.knowledge.search import DenseWay, Hit, Searcher, SearchMethod, Sea
 from ragstone.knowledge.selftest import SelfTest
 from ragstone.knowledge.snapshot import Snapshot
 from ragstone.knowledge.storage import PassageStore, passage_table
+
+if TYPE_CHECKING:
+    from ragstone.knowledge.exchange.chunks import Source
+    from ragstone.knowledge.exchange.exporting import ExportFormat, ExportReport
+    from ragstone.knowledge.exchange.importing import ImportReport
 
 __all__ = ["KnowledgeBase"]
 
@@ -69,6 +74,7 @@ class KnowledgeBase:
         path: str | Path,
         *,
         encoder: str | Path | TextEncoder | None = "local",
+        question_encoder: str | Path | TextEncoder | None = None,
         width: int | None = None,
         device: Any = None,
         dtype: Any = None,
@@ -81,6 +87,7 @@ class KnowledgeBase:
             path: the folder.
             encoder: what makes the vectors: "local", the name or folder of an encoder, or an `Encoder`. None: vectors
                 are always given.
+            question_encoder: what makes the vectors of questions, where that is another model, as for DPR.
             width: D, needed without an encoder.
             device: where the encoder runs.
             dtype: what the encoder computes in.
@@ -92,13 +99,20 @@ class KnowledgeBase:
         memory = parse_memory(memory)
         if isinstance(encoder, str | Path):
             encoder = encoding.load(encoder, None, device=device, dtype=dtype)
+        if isinstance(question_encoder, str | Path):
+            question_encoder = encoding.load(question_encoder, None, device=device, dtype=dtype)
         if encoder is None and width is None:
             raise InputError("encoder=None needs the width of the vectors that will be given, for example width=768")
         if encoder is not None and width not in (None, encoder.width):
             raise InputError(f"width={width}, but the encoder's vectors have width {encoder.width}; leave width out")
+        if question_encoder is not None and question_encoder.width != (width if encoder is None else encoder.width):
+            raise InputError(
+                f"question_encoder= has vectors of width {question_encoder.width}, unlike those of passages"
+            )
         manifest = Manifest(
             width=check_count("width", width if encoder is None else encoder.width),
             encoder=None if encoder is None else encoder.spec.to_dict(),
+            question_encoder=None if question_encoder is None else question_encoder.spec.to_dict(),
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +123,8 @@ class KnowledgeBase:
                 manifest.write(folder)
         except OSError as error:
             raise KnowledgeBaseError(f"{folder} cannot be made: {error}") from error
-        return cls(Snapshot(folder, store, manifest, encoder, device=device, dtype=dtype), wait=wait, memory=memory)
+        snapshot = Snapshot(folder, store, manifest, encoder, question_encoder, device=device, dtype=dtype)
+        return cls(snapshot, wait=wait, memory=memory)
 
     @classmethod
     def open(
@@ -356,6 +371,42 @@ class KnowledgeBase:
             snapshot.follow(encoder)
         return self.version
 
+    def import_from(
+        self, source: str | Path | Source, *, format: str = "auto", progress: Progress | None = None
+    ) -> ImportReport:
+        """Store the passages of another tool's collection with its own vectors, or encode them where it has none.
+
+        Committed in chunks: a run that ends early, however it ends, keeps what it committed, and the next one goes on
+        from there. The vectors must be of this base's encoder; `import_collection` checks that, and makes new bases.
+
+        Args:
+            source: a file or folder, or what `ragstone.knowledge.exchange.open_source` made of it.
+            format: "auto", "legacy", "dataset", "parquet", "beir", "dpr" or "pyserini".
+            progress: called as ``progress(done, total, "passages")``.
+        """
+        from ragstone.knowledge.exchange.importing import import_passages
+        from ragstone.knowledge.exchange.sources import open_source
+
+        opened = open_source(source, format) if isinstance(source, str | Path) else source
+        with self._writing() as snapshot:
+            return import_passages(snapshot.store, lambda: snapshot.encoder, opened, progress=progress)
+
+    def export(
+        self, path: str | Path, *, format: ExportFormat | None = None, progress: Progress | None = None
+    ) -> ExportReport:
+        """Write the passages of the version that is read to the new file ``path``, whole or not at all.
+
+        Args:
+            path: the file.
+            format: "parquet": ``id``, ``title``, ``text``, ``embeddings`` and the rest. "faiss": an ``IndexFlatIP``, and
+                beside it the ids of its vectors as a JSON list in ``PATH.ids.json``. "jsonl": without vectors. None: as
+                the file's name ends.
+            progress: called as ``progress(done, total, "passages")``.
+        """
+        from ragstone.knowledge.exchange.exporting import export_passages
+
+        return export_passages(self._store, path, format, progress=progress)
+
     def _put(self, passages: Iterable[PassageLike], vectors: ArrayLike | None, *, replacing: bool) -> int:
         rest = iter_passages(passages)
         given = [*islice(rest, PIECE)]
@@ -524,7 +575,7 @@ class KnowledgeBase:
             matrix = check_vectors("vectors", vectors, snapshot.width, None if texts is None else len(texts))
         snapshot.store.check_where(where)
         if texts is not None and matrix is None and search != "keyword":
-            encoded = snapshot.encoder.encode_questions(texts)
+            encoded = snapshot.question_encoder.encode_questions(texts)
             matrix = check_vectors("question vectors", encoded, snapshot.width, len(texts))
         options = SearchOptions(k, search, where, min_score, per_document)
         hits = self._searcher.search(snapshot.store, texts, matrix, options)

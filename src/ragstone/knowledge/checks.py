@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from ragstone.errors import InputError
 
-__all__ = ["check_count", "check_ids", "check_number", "check_questions", "check_vectors"]
+__all__ = ["check_count", "check_ids", "check_number", "check_questions", "check_vectors", "unusable"]
 
 _LARGEST = 1e15  # inner products of larger numbers could overflow float32
 
@@ -75,9 +75,14 @@ def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None =
         )
     if count is not None and len(matrix) != count:
         raise InputError(f"{name} are {len(matrix)}, but there are {count} texts; give one vector for each")
-    bad = ~((matrix.min(axis=1) > -_LARGEST) & (matrix.max(axis=1) < _LARGEST))  # of NaN neither is true
+    bad = unusable(matrix)
     if bad.any():
         raise InputError(
             f"{name}: number {start + int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"
         )
     return matrix
+
+
+def unusable(matrix: np.ndarray) -> np.ndarray:
+    """Return which of the vectors (n, D) are NaN, infinite or too large: (n,) bool."""
+    return ~((matrix.min(axis=1) > -_LARGEST) & (matrix.max(axis=1) < _LARGEST))  # of NaN neither is true

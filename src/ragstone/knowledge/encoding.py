@@ -11,7 +11,7 @@ import numpy as np
 from ragstone.errors import ModelError
 from ragstone.knowledge.passages import Passage
 
-__all__ = ["TextEncoder", "encode_passages", "load"]
+__all__ = ["TextEncoder", "encode_passages", "load", "question_encoder_of"]
 
 
 class TextEncoder(Protocol):
@@ -41,6 +41,22 @@ def load(name: str | Path, spec: Mapping[str, Any] | None, *, device: Any, dtype
     chosen = ("pooling", "normalize", "question_prompt", "passage_prompt", "max_length")
     options = {key: spec[key] for key in chosen if key in spec} if spec else {}
     return load_encoder(name, device=device, dtype=dtype, **options)
+
+
+def question_encoder_of(encoder: TextEncoder, *, device: Any, dtype: Any) -> TextEncoder | None:
+    """Return what encodes questions where ``encoder`` encodes passages, or None where that is not at hand.
+
+    It is the same, but for DPR, whose two encoders are two models. They are named alike, so the one leads to the other.
+    """
+    if type(getattr(encoder, "model", None)).__name__ != "DPRContextEncoder":
+        return encoder
+    name = str(encoder.spec.name)
+    if "ctx_encoder" not in name:
+        return None
+    try:
+        return load(name.replace("ctx_encoder", "question_encoder"), None, device=device, dtype=dtype)
+    except ModelError:
+        return None
 
 
 def encode_passages(

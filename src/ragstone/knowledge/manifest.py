@@ -60,6 +60,7 @@ class Manifest:
         encoder: the fields of the encoder's ``EncoderSpec``, or None where vectors are always given. In the file this is
             the encoder that the base was made with; vectors that another encoder made since name it themselves, see
             `at`.
+        question_encoder: the same of what encodes questions, where that is another model.
         split: how documents are split unless told otherwise; None keeps records and pages whole.
         metric: how vectors are compared; the inner product always.
         id: names this base, so that a cache copied from another is not mistaken for its own.
@@ -68,6 +69,7 @@ class Manifest:
 
     width: int
     encoder: dict[str, Any] | None = None
+    question_encoder: dict[str, Any] | None = None
     split: SplitOptions | None = field(default_factory=SplitOptions)
     metric: str = "inner_product"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -106,7 +108,9 @@ class Manifest:
 
     def at(self, width: int, encoder: dict[str, Any] | None) -> Manifest:
         """Return what holds for a version with vectors of ``width`` that ``encoder`` made; None: nothing re-encoded it."""
-        return self if encoder is None else replace(self, width=width, encoder=encoder)
+        if encoder is None:
+            return self
+        return replace(self, width=width, encoder=encoder, question_encoder=None)
 
     def difference(self, spec: Mapping[str, Any]) -> str | None:
         """Return the name of a field by which an encoder with ``spec`` would make other vectors, or None."""

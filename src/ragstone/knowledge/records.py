@@ -14,7 +14,7 @@ from ragstone.errors import DocumentError, InputError
 from ragstone.knowledge.formats import encoding_of
 from ragstone.knowledge.passages import record_fields
 
-__all__ = ["RECORD_READERS", "Record"]
+__all__ = ["RECORD_READERS", "Record", "is_bulk", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,24 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             # Vectors and blobs are no text and would swell the metadata.
-            names = [field.name for field in file.schema_arrow if not _is_bulk(pa.types, field.type)]
+            names = [field.name for field in file.schema_arrow if not is_bulk(pa.types, field.type)]
             _check_columns(path, names)
             batches = file.iter_batches(batch_size=1024, columns=names)
             records = (record for batch in batches for record in batch.to_pylist())
             for row, record in enumerate(records, 1):
-                yield Record(row, _parse(json.dumps(record, default=str)))
+                yield Record(row, plain(record))
     except pa.ArrowException as error:
         raise DocumentError(f"{path} is not a readable Parquet file ({error}); write it again") from None
 
 
-def _is_bulk(types: Any, kind: Any) -> bool:
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Return ``record`` as JSON can hold it: dates and the like as text, null for NaN."""
+    values: dict[str, Any] = _parse(json.dumps(record, default=str))
+    return values
+
+
+def is_bulk(types: Any, kind: Any) -> bool:
+    """Return whether columns of the Arrow type ``kind`` hold vectors or blobs; ``types`` is ``pyarrow.types``."""
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return bool(types.is_floating(kind.value_type))
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))

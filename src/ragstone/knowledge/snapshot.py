@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ragstone.errors import KnowledgeBaseError, ModelError
+from ragstone.errors import EncoderMismatchError, KnowledgeBaseError, ModelError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.leases import Lease, choosing
@@ -23,6 +23,7 @@ class Snapshot:
         store: the passages and vectors of the version.
         manifest: the base's; the width and encoder in it give way to those that the version's vectors name themselves.
         encoder: what made the vectors, if it is loaded already.
+        question_encoder: what makes those of questions, if that is another and loaded already.
         device: where the encoder runs.
         dtype: what the encoder computes in.
         lease: one that is held, taken over if it is on the same version.
@@ -34,6 +35,7 @@ class Snapshot:
         store: PassageStore,
         manifest: Manifest,
         encoder: TextEncoder | None = None,
+        question_encoder: TextEncoder | None = None,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -44,6 +46,7 @@ class Snapshot:
         self.manifest = manifest.at(store.width, store.encoder)
         self.device, self.dtype = device, dtype
         self._encoder = encoder
+        self._question_encoder = question_encoder
         if lease is None or lease.version != store.version:
             lease = Lease(folder, store.version)
         self._lease = lease
@@ -71,7 +74,7 @@ class Snapshot:
         return snapshot
 
     def newest(self) -> Snapshot:
-        """Return the newest version, with the encoder of this one if that made the newest vectors too."""
+        """Return the newest version, with the encoders of this one if they made the newest vectors too."""
         with choosing(self.folder):
             newest = Snapshot(
                 self.folder,
@@ -81,6 +84,7 @@ class Snapshot:
                 dtype=self.dtype,
                 lease=self._lease,
             )
+        newest._question_encoder = self._question_encoder
         newest._keep_encoder(self._encoder)
         return newest
 
@@ -92,11 +96,15 @@ class Snapshot:
         if self._lease.version != self.store.version:
             self._lease = Lease(self.folder, self.store.version)
         self.manifest = Manifest.read(self.folder).at(self.store.width, self.store.encoder)
+        if encoder is not None and encoder is not self._encoder:
+            self._question_encoder = None
         self._keep_encoder(encoder or self._encoder)
 
     def _keep_encoder(self, encoder: TextEncoder | None) -> None:
         fits = encoder is not None and self.manifest.difference(encoder.spec.to_dict()) is None
         self._encoder = encoder if fits else None
+        if not fits:
+            self._question_encoder = None
 
     @property
     def width(self) -> int:
@@ -125,3 +133,26 @@ class Snapshot:
             self.manifest.check_encoder(encoder.spec.to_dict(), self.folder)
             self._encoder = encoder
         return self._encoder
+
+    @property
+    def question_encoder(self) -> TextEncoder:
+        """What makes the vectors of questions, loaded at first use: the encoder itself, unless it is one of DPR's two."""
+        if self._question_encoder is None:
+            place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+            spec = self.manifest.question_encoder
+            if spec is None:
+                found = encoding.question_encoder_of(self.encoder, **place)
+            else:
+                found = encoding.load(spec["name"], spec, **place)
+                if found.spec.to_dict()["fingerprint"] != spec["fingerprint"]:
+                    raise EncoderMismatchError(
+                        f"{self.folder} was made for questions of the encoder {spec['name']!r}, whose weights have changed "
+                        "since; restore them, or pass vectors="
+                    )
+            if found is None:
+                raise KnowledgeBaseError(
+                    f"the passages of {self.folder} are encoded by {self.encoder.spec.name!r}, DPR's model for passages, "
+                    "which is not the one for questions; make the base with question_encoder=, or pass vectors="
+                )
+            self._question_encoder = found
+        return self._question_encoder

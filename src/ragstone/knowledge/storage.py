@@ -252,6 +252,14 @@ class PassageStore:
                 if batch.num_rows:
                     yield _row_ids(batch), self._matrix(batch.column(self._vector))
 
+    def batches(self, columns: Sequence[str], *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield ``columns`` of all rows in batches, with ``vectors`` those that count too, as the column "vector"."""
+        names = {name: name for name in columns} | ({_VECTOR: self._vector} if vectors else {})
+        with reading(self.path):
+            for batch in self._dataset.to_batches(columns=[*names.values()], batch_size=_SCAN_ROWS):
+                if batch.num_rows:
+                    yield batch.select([*names.values()]).rename_columns([*names])
+
     def fetch(self, row_ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return ``columns`` of the rows ``row_ids`` (n,), in that order."""
         if not len(row_ids):
