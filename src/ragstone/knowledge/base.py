@@ -16,6 +16,7 @@ from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.checks import check_count, check_ids, check_questions, check_vectors
 from ragstone.knowledge.encoding import TextEncoder
+from ragstone.knowledge.faults import full_disk
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
 from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
@@ -301,7 +302,7 @@ class KnowledgeBase:
             raise KnowledgeBaseError(
                 f"{self.path} is open at version {self.version}, for reading only; open it without version= to write"
             )
-        with write_lock(self.path, self._wait):
+        with write_lock(self.path, self._wait), full_disk(self.path):
             self.refresh()
             self._store.settle()
             yield
@@ -316,6 +317,7 @@ class KnowledgeBase:
 
     def _fetch(self, ids: str | Iterable[str]) -> tuple[list[Passage], np.ndarray]:
         wanted = check_ids(ids)
+        self._store.verify()
         found = self._store.find(wanted)
         missing = [passage_id for passage_id in wanted if passage_id not in found]
         if missing:
@@ -387,6 +389,7 @@ class KnowledgeBase:
         matrix = None
         if vectors is not None:
             matrix = check_vectors("vectors", vectors, snapshot.width, None if texts is None else len(texts))
+        snapshot.store.verify()
         snapshot.store.check_where(where)
         if texts is not None and matrix is None and search != "keyword":
             encoded = snapshot.encoder.encode_questions(texts)

@@ -3,6 +3,7 @@
 A knowledge base is a folder::
 
     manifest.json      this file; written last, so a folder without one holds no knowledge base
+    .manifest.json.copy   a second one, for when the first is damaged (checking.py)
     passages.lance/    every passage and its vector (storage.py)
     reencode.lance/    vectors of another encoder, while they are being made (reencoding.py)
     codes-*.tvim       quantised vectors: a cache, rebuilt when missing (codes.py)
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -27,18 +29,21 @@ from ragstone.knowledge.passages import SplitOptions
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "MANIFEST_COPY",
     "MANIFEST_FILE",
     "PASSAGES_FOLDER",
     "SAME_VECTORS",
     "STAGING_FOLDER",
     "Manifest",
     "check_new",
+    "write_file",
     "write_lock",
 ]
 
 FORMAT = "ragstone-knowledge-base"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+MANIFEST_COPY = ".manifest.json.copy"
 PASSAGES_FOLDER = "passages.lance"
 STAGING_FOLDER = "reencode.lance"
 LOCK_FILE = "write.lock"
@@ -72,18 +77,22 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest into ``folder``, whole or not at all."""
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        _write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+        content = json.dumps({**values, "checksum": _checksum(values)}, indent=2, ensure_ascii=False).encode()
+        for name in (MANIFEST_COPY, MANIFEST_FILE):
+            write_file(folder / name, content)
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read the manifest of the knowledge base in ``folder``."""
-        path = folder / MANIFEST_FILE
+    def read(cls, folder: Path, name: str = MANIFEST_FILE) -> Manifest:
+        """Read the manifest of the knowledge base in ``folder``, or its copy."""
+        path = folder / name
         if not path.is_file():
             what = "is not a knowledge base: it has no manifest.json" if folder.exists() else "does not exist"
             raise KnowledgeBaseError(f"{folder} {what}; make one with KnowledgeBase.create or `ragstone index`")
         try:
             values = json.loads(path.read_bytes())
             declared, version = values["format"], int(values["format_version"])
+            if values.pop("checksum", None) not in (None, _checksum(values)):
+                raise ValueError("its checksum differs")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
         if declared != FORMAT:
@@ -138,7 +147,7 @@ def check_new(folder: Path) -> None:
         )
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a crash leaves the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -176,7 +185,12 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
         lock.release()
 
 
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
 def _damaged(path: Path, error: Exception) -> KnowledgeBaseError:
     return KnowledgeBaseError(
-        f"{path} is damaged ({type(error).__name__}: {error}); restore it from a backup, or index the documents again"
+        f"{path} is damaged ({type(error).__name__}: {error}); `ragstone check {path.parent} --repair` restores it from "
+        "its copy, if that is whole"
     )

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from ragstone.errors import InputError, KnowledgeBaseError
 from ragstone.knowledge.faults import first_sentence, reading, writing
+from ragstone.knowledge.ledger import VersionGuard, ledger_of
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
 from ragstone.knowledge.passages import Passage
 
@@ -106,6 +107,7 @@ class PassageStore:
     def __init__(self, path: Path, dataset: Any) -> None:
         self.path = path
         self._dataset = dataset
+        self._guard = VersionGuard(path)
 
     @classmethod
     def create(cls, folder: Path, width: int) -> PassageStore:
@@ -127,16 +129,16 @@ class PassageStore:
         import lance
 
         path = folder / PASSAGES_FOLDER
+        ledger_of(path).verify_manifest(version)
         with reading(path):
-            dataset = lance.dataset(path)
             if version is not None:
-                known = [entry["version"] for entry in dataset.versions()]
-                if version not in known:
+                known = ledger_of(path).versions()  # Lance lists versions only if it can read them all
+                if known and version not in known:
                     raise KnowledgeBaseError(
                         f"{folder} has no version {version}, only {_ranges(known)}; see KnowledgeBase.versions()"
                     )
-                dataset = dataset.checkout_version(version)
-            store = cls(path, dataset)
+            store = cls(path, lance.dataset(path, version=version))
+            store.verify()
         if store.encoder is None and store.width != width:
             raise KnowledgeBaseError(
                 f"{path} holds vectors of width {store.width}, but manifest.json beside it says {width}; "
@@ -172,8 +174,15 @@ class PassageStore:
 
     def newest(self) -> PassageStore:
         """Return the newest version; this one stays as it is."""
+        ledger_of(self.path).verify_manifest(None)
         with reading(self.path):
-            return PassageStore(self.path, self._dataset.checkout_version(self._dataset.latest_version))
+            store = PassageStore(self.path, self._dataset.checkout_version(self._dataset.latest_version))
+            store.verify()
+        return store
+
+    def verify(self) -> None:
+        """Raise KnowledgeBaseError if a file of this version is missing or damaged, as far as a quick look tells."""
+        self._guard.check(self._dataset)
 
     def versions(self) -> list[Version]:
         """Return every version that can still be opened, oldest first."""
