@@ -44,7 +44,10 @@ def pdf(path: Path, content: bytes, filters: bytes = b"/FlateDecode") -> Path:
         places.append(len(out))
         out += b"%d 0 obj%bendobj\n" % (number, entry)
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    out += b"xref\n0 6\n0000000000 65535 f \n%btrailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % (table, len(out))
+    out += b"xref\n0 6\n0000000000 65535 f \n%btrailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % (
+        table,
+        len(out),
+    )
     path.write_bytes(out)
     return path
 
@@ -72,7 +75,9 @@ print(peak() - before, found[0].reason, sep="|")
 
 
 def test_a_small_stream_of_a_pdf_is_read(tmp_path: Path) -> None:
-    assert text_of(pdf(tmp_path / "a.pdf", zlib.compress(b"BT /F1 12 Tf 10 100 Td (Hello there) Tj ET"))) == "Hello there"
+    assert (
+        text_of(pdf(tmp_path / "a.pdf", zlib.compress(b"BT /F1 12 Tf 10 100 Td (Hello there) Tj ET"))) == "Hello there"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
@@ -152,7 +157,7 @@ def test_a_line_too_long_for_memory_ends_its_file(tmp_path: Path, monkeypatch: p
     for name, content in {
         "a.jsonl": good + '{"id": "b", "text": "' + "x" * 2000,
         "b.csv": "id,text\na,fine\nb," + "x" * 2000,
-        "c.csv": "id,text\na,fine\nb,\"" + "x x\n" * 2000,
+        "c.csv": 'id,text\na,fine\nb,"' + "x x\n" * 2000,
     }.items():
         found = list(iter_documents(write(tmp_path / name, content)))
         assert isinstance(found[0], Document)

@@ -8,6 +8,7 @@ from ragstone._lazy import loader
 
 if TYPE_CHECKING:
     from ragstone.knowledge.base import KnowledgeBase
+    from ragstone.knowledge.checking import CheckReport, Fault
     from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
     from ragstone.knowledge.indexing import IndexReport
     from ragstone.knowledge.info import KnowledgeBaseInfo
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from ragstone.knowledge.storage import Version
 
 __all__ = [
+    "CheckReport",
     "Document",
+    "Fault",
     "Hit",
     "IndexReport",
     "KnowledgeBase",
@@ -33,7 +36,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckReport": "checking",
     "Document": "documents",
+    "Fault": "checking",
     "Hit": "search",
     "IndexReport": "indexing",
     "KnowledgeBase": "base",

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
+from ragstone.knowledge.checking import CheckReport, check_base
 from ragstone.knowledge.checks import check_count, check_ids, check_questions, check_vectors
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.faults import full_disk
@@ -22,6 +23,7 @@ from ragstone.knowledge.info import KnowledgeBaseInfo, describe
 from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
 from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
 from ragstone.knowledge.reencoding import reencode_passages
+from ragstone.knowledge.repairing import repair_base, restore_version
 from ragstone.knowledge.search import Hit, Searcher, SearchMethod
 from ragstone.knowledge.snapshot import Snapshot
 from ragstone.knowledge.storage import PassageStore, Version, passage_table
@@ -127,6 +129,25 @@ class KnowledgeBase:
     def exists(path: str | Path) -> bool:
         """Return whether the folder ``path`` holds a knowledge base."""
         return (Path(path) / MANIFEST_FILE).is_file()
+
+    @staticmethod
+    def check(path: str | Path, *, repair: bool = False, restore: int | None = None, wait: float = 0.0) -> CheckReport:
+        """Verify everything in the folder ``path``: all files of all versions, the newest rows, what is derived of them.
+
+        Args:
+            path: the folder.
+            repair: make anew what can be made anew: keyword index, codes, checksums, the manifest from its copy. No
+                passage is removed.
+            restore: first make this version, which must be whole, the newest again.
+            wait: seconds that a repair waits for another process to finish writing.
+        """
+        folder = Path(path)
+        if not repair and restore is None:
+            return check_base(folder)
+        with write_lock(folder, wait), full_disk(folder):
+            done = () if restore is None else (restore_version(folder, restore),)
+            report = repair_base(folder) if repair else check_base(folder)
+        return replace(report, repaired=(*done, *report.repaired))
 
     def __repr__(self) -> str:
         return f"KnowledgeBase({str(self.path)!r}, version={self.version}, passages={len(self)})"

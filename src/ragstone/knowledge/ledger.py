@@ -26,7 +26,16 @@ from typing import Any
 from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge.manifest import write_file
 
-__all__ = ["LEDGER_FILE", "VERIFIED_BYTES", "Ledger", "VersionGuard", "crc_of", "ledger_of", "manifest_name"]
+__all__ = [
+    "LEDGER_FILE",
+    "VERIFIED_BYTES",
+    "Ledger",
+    "VersionGuard",
+    "crc_of",
+    "ledger_of",
+    "manifest_name",
+    "version_files",
+]
 
 LEDGER_FILE = "checksums.tsv"
 
@@ -36,7 +45,7 @@ the larger files only if their size or time is not that of the ledger."""
 
 _MAGIC = b"ragstone-checksums-1 "
 _NEWEST = 2**64 - 1  # Lance numbers the manifests of versions downwards from here
-_FOLDERS = ("data", "_deletions", "_transactions")
+_FOLDERS = ("data", "_deletions")  # a transaction is in the manifest of its version too
 _SHARE = 50  # looking again whether files are as they were takes at most this part of the time
 
 
@@ -204,15 +213,17 @@ class Ledger:
         the version before where the newest manifest is missing; this does not.
         """
         self.refresh()
-        there = self.versions()
-        newest = max([*there, *map(_version, self.entries)], default=0)
-        name = manifest_name(newest if version is None else version)
-        if name in self.entries and (version is None or version in there):
+        name = manifest_name(self.newest() if version is None else version)
+        if name in self.entries and (version is None or version in self.versions()):
             self.verify([name], unread=self.entries[name].size)
 
     def versions(self) -> list[int]:
         """Return the versions whose manifests are there, oldest first."""
         return sorted({_version(f"_versions/{entry.name}") for entry in _scan(self.folder / "_versions")} - {0})
+
+    def newest(self) -> int:
+        """Return the newest version, even if its manifest is missing; 0 if there is none."""
+        return max([*self.versions(), *map(_version, self.entries)], default=0)
 
     def damaged(self) -> str | None:
         """Say which file is not as it was written, if there is one."""

@@ -119,8 +119,7 @@ class PassageStore:
             dataset = lance.write_dataset(_schema(width).empty_table(), path, mode="create", enable_stable_row_ids=True)
             # An empty index fixes how words are told apart. Rows are found through it from the first on; while it
             # does not hold them yet, Lance scans them with the same words and the same scores.
-            for column in KEYWORD_COLUMNS:
-                dataset.create_scalar_index(column, "INVERTED", **_TOKENIZER)
+            _index_words(dataset)
         return cls(path, dataset)
 
     @classmethod
@@ -209,6 +208,11 @@ class PassageStore:
         with reading(self.path, where):
             return self._dataset.to_table(columns=[*columns, "_rowid"], filter=where)
 
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
+        """Yield ``columns`` of all rows in record batches of at most ``rows``."""
+        with reading(self.path):
+            yield from self._dataset.to_batches(columns=[*columns], batch_size=rows)
+
     def row_ids(self, where: str | None = None) -> np.ndarray:
         """Return the sorted row ids of all rows that fulfil ``where``."""
         return np.sort(_row_ids(self.scan([], where)))
@@ -290,6 +294,10 @@ class PassageStore:
             )
         return _row_ids(table), table["id"].to_pylist(), table["_score"].to_numpy()
 
+    def search_words_among(self, question: str, ids: Sequence[str]) -> list[str]:
+        """Return those of the passages ``ids`` that share words with ``question``."""
+        return self.search_words(question, len(ids), _is_in("id", ids))[1]
+
     # Writing
 
     def append(self, table: pa.Table) -> None:
@@ -321,6 +329,11 @@ class PassageStore:
             if missing > (0 if all_rows else max(_UNINDEXED_ROWS, indexed // 10)):
                 self._dataset.optimize.optimize_indices()
 
+    def rebuild_words(self) -> None:
+        """Build the keyword index anew."""
+        with writing(self.path):
+            _index_words(self._dataset)
+
     def replace_vectors(self, blocks: Iterable[np.ndarray], width: int, encoder: Mapping[str, Any]) -> None:
         """Commit other vectors, ``blocks`` (n, width) in the order of `scan`, and the spec of their ``encoder``."""
         kind = pa.field(_NEW_VECTOR, pa.list_(pa.float32(), width), metadata={_ENCODER_KEY: json.dumps(dict(encoder))})
@@ -348,6 +361,11 @@ class PassageStore:
         parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width) for chunk in chunks]
         matrix: np.ndarray = np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
         return matrix
+
+
+def _index_words(dataset: Any) -> None:
+    for column in KEYWORD_COLUMNS:
+        dataset.create_scalar_index(column, "INVERTED", replace=True, **_TOKENIZER)
 
 
 def _row_ids(table: Any) -> np.ndarray:
