@@ -47,6 +47,7 @@ _MAGIC = b"ragstone-checksums-1 "
 _NEWEST = 2**64 - 1  # Lance numbers the manifests of versions downwards from here
 _FOLDERS = ("data", "_deletions")  # a transaction is in the manifest of its version too
 _SHARE = 50  # looking again whether files are as they were takes at most this part of the time
+_LONGEST_PAUSE = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +263,12 @@ class VersionGuard:
         if self._version != version:
             self._ledger.refresh()
             self._names = self._ledger.names(version_files(dataset))
-        self._ledger.verify(self._names, unread=VERIFIED_BYTES if self._version != version else 0)
-        self._version = version
+            self._ledger.verify(self._names, unread=VERIFIED_BYTES)
+            self._version, self._next = version, start
+            return
+        self._ledger.verify(self._names)
         now = time.perf_counter()
-        self._next = now + _SHARE * (now - start)
+        self._next = now + min(_SHARE * (now - start), _LONGEST_PAUSE)
 
 
 def version_files(dataset: Any) -> list[str]:
