@@ -122,4 +122,4 @@ def test_only_the_newest_codes_are_kept(grown):
     kb.add([Passage(f"new{i}") for i in range(300)], vectors=new)
     check_codes_are_right(kb, held | {f"new{i}": new[i] for i in range(300)})
     assert [int(file.name.split("-")[2]) for file in kb.path.glob("codes-*.tvim")] == [kb.version]
-    assert not [file for file in kb.path.iterdir() if file.name.startswith(".")]
+    assert not [file for file in kb.path.iterdir() if file.name.startswith(".codes")]

@@ -4,8 +4,10 @@ import logging
 
 import numpy as np
 import pytest
+from damage import damage
 from vectors import brute_force, filled, found, low_dimensional
 
+from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge import KnowledgeBase, Passage, search
 from ragstone.testing import ToyEncoder
 
@@ -102,3 +104,19 @@ def test_other_vectors_have_no_old_index(tmp_path):
     assert kb.prepare() is not None
     assert kb.dense_search == "disk"
     assert kb.search("word77", k=3) == kb.search("word77", k=3, search="exact")
+
+
+def test_one_that_is_damaged_is_named_and_repaired(base):
+    kb, held = base
+    dataset = kb._store._dataset
+    index = next(index["uuid"] for index in dataset.list_indices() if index["fields"] == ["vector"])
+    file = max((kb.path / "passages.lance/_indices" / index).iterdir(), key=lambda file: file.stat().st_size)
+    damage(file, "flipped")
+    with pytest.raises(KnowledgeBaseError, match=rf"{file.name}.*--repair"):
+        KnowledgeBase.open(kb.path, memory=SMALL)
+    assert any(file.name in fault.file for fault in KnowledgeBase.check(kb.path).faults)
+    assert KnowledgeBase.check(kb.path, repair=True).sound
+    kb = KnowledgeBase.open(kb.path, memory=SMALL)
+    assert kb.dense_search == "exact"
+    assert kb.prepare().recall >= 0.98
+    check(kb, held)

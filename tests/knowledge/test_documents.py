@@ -158,7 +158,9 @@ def test_links_neither_loop_nor_repeat(tmp_path: Path) -> None:
     (tmp_path / "notes/same.txt").symlink_to(file)
     (tmp_path / "notes/gone.txt").symlink_to(tmp_path / "nowhere")
     (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
-    assert find_files(tmp_path / "notes") == [file]
+    gone = tmp_path / "notes/gone.txt"
+    assert find_files(tmp_path / "notes") == [gone, file]
+    assert ["No such file" in item.reason for item in iter_documents(tmp_path / "notes") if isinstance(item, Skipped)]
     with pytest.raises(InputError, match=r"self\.txt"):
         find_files(tmp_path / "self.txt")
 
@@ -166,7 +168,8 @@ def test_links_neither_loop_nor_repeat(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_pipes_do_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    assert find_files(tmp_path) == []
+    (skipped,) = iter_documents(tmp_path)
+    assert "is a pipe" in skipped.reason
     with pytest.raises(InputError, match=r"pipe\.txt"):
         find_files(tmp_path / "pipe.txt")
 

@@ -207,4 +207,17 @@ def info(
     show(what, memory=memory, as_json=json)
 
 
+@app.command()
+def check(
+    kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Make anew what can be made anew.")] = False,
+    restore: Annotated[int | None, typer.Option(min=1, help="Make this version the newest again.")] = None,
+    json: Json = False,
+) -> None:
+    """Verify every file and every passage of a knowledge base. The exit code is 1 if something is wrong."""
+    from ragstone.cli.checking import check_folder
+
+    raise typer.Exit(check_folder(kb, repair=repair, restore=restore, as_json=json))
+
+
 from ragstone.cli import exchange, learning, maintenance  # noqa: E402, F401  (they add their verbs)

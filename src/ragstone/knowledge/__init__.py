@@ -8,6 +8,7 @@ from ragstone._lazy import loader
 
 if TYPE_CHECKING:
     from ragstone.knowledge.base import KnowledgeBase
+    from ragstone.knowledge.checking import CheckReport, Fault
     from ragstone.knowledge.compaction import CompactionReport
     from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
     from ragstone.knowledge.history import Version
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from ragstone.knowledge.search import Hit
 
 __all__ = [
+    "CheckReport",
     "CompactionReport",
     "Document",
+    "Fault",
     "Hit",
     "IndexReport",
     "KnowledgeBase",
@@ -35,8 +38,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckReport": "checking",
     "CompactionReport": "compaction",
     "Document": "documents",
+    "Fault": "checking",
     "Hit": "search",
     "IndexReport": "indexing",
     "KnowledgeBase": "base",

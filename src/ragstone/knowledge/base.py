@@ -18,11 +18,13 @@ from numpy.typing import ArrayLike
 from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.additions import PIECE, store_many
+from ragstone.knowledge.checking import CheckReport, check_base
 from ragstone.knowledge.checks import check_count, check_ids, check_number, check_questions, check_vectors
 from ragstone.knowledge.codes import move_file
 from ragstone.knowledge.compaction import CompactionReport, folder_bytes, remove_versions
 from ragstone.knowledge.disk_index import build_disk_index
 from ragstone.knowledge.encoding import TextEncoder
+from ragstone.knowledge.faults import full_disk
 from ragstone.knowledge.history import Version
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
@@ -30,6 +32,7 @@ from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_
 from ragstone.knowledge.memory import parse_memory
 from ragstone.knowledge.passages import Passage, SplitOptions, iter_passages
 from ragstone.knowledge.reencoding import reencode_passages
+from ragstone.knowledge.repairing import repair_base, restore_version
 from ragstone.knowledge.search import DenseWay, Hit, Searcher, SearchMethod, SearchOptions
 from ragstone.knowledge.selftest import SelfTest
 from ragstone.knowledge.snapshot import Snapshot
@@ -158,6 +161,25 @@ class KnowledgeBase:
     def exists(path: str | Path) -> bool:
         """Return whether the folder ``path`` holds a knowledge base."""
         return (Path(path) / MANIFEST_FILE).is_file()
+
+    @staticmethod
+    def check(path: str | Path, *, repair: bool = False, restore: int | None = None, wait: float = 0.0) -> CheckReport:
+        """Verify everything in the folder ``path``: all files of all versions, the newest rows, what is derived of them.
+
+        Args:
+            path: the folder.
+            repair: make anew what can be made anew: keyword index, codes, checksums, the manifest from its copy. No
+                passage is removed.
+            restore: first make this version, which must be whole, the newest again.
+            wait: seconds that a repair waits for another process to finish writing.
+        """
+        folder = Path(path)
+        if not repair and restore is None:
+            return check_base(folder)
+        with write_lock(folder, wait), full_disk(folder):
+            done = () if restore is None else (restore_version(folder, restore),)
+            report = repair_base(folder) if repair else check_base(folder)
+        return replace(report, repaired=(*done, *report.repaired))
 
     def __repr__(self) -> str:
         return f"KnowledgeBase({str(self.path)!r}, version={self.version}, passages={len(self)})"
@@ -465,7 +487,7 @@ class KnowledgeBase:
             raise KnowledgeBaseError(
                 f"{self.path} is open at version {self.version}, for reading only; open it without version= to write"
             )
-        with write_lock(self.path, self._wait):
+        with write_lock(self.path, self._wait), full_disk(self.path):
             snapshot = self._snapshot.newest()
             try:
                 snapshot.store.settle()
@@ -487,6 +509,7 @@ class KnowledgeBase:
 
     def _fetch(self, ids: str | Iterable[str]) -> tuple[list[Passage], np.ndarray]:
         wanted = check_ids(ids)
+        self._store.verify()
         found = self._store.find(wanted)
         missing = [passage_id for passage_id in wanted if passage_id not in found]
         if missing:
@@ -573,6 +596,7 @@ class KnowledgeBase:
         matrix = None
         if vectors is not None:
             matrix = check_vectors("vectors", vectors, snapshot.width, None if texts is None else len(texts))
+        snapshot.store.verify()
         snapshot.store.check_where(where)
         if texts is not None and matrix is None and search != "keyword":
             encoded = snapshot.question_encoder.encode_questions(texts)

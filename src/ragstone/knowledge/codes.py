@@ -11,6 +11,7 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge.storage import PassageStore
 
-__all__ = ["Codes", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
+__all__ = ["Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
 
 _BITS = 4
 _ROW_BYTES = 80  # the length of the vector, its row id and where it lies, in turbovec and here
@@ -28,6 +29,8 @@ _CALIBRATION_ROWS = 1024
 _REBUILD_SHARE = 0.25  # of the rows differ: patching would cost more, and the calibration would no longer fit
 _SAVE_SHARE = 0.02  # of the rows differ from the file: worth writing it anew
 _BLOCK_ROWS = 16_384
+_AGREEMENT_ROWS = 64
+_AGREEMENT = 0.25  # of |q| · |d|: the codes' error is far below, the product of other vectors far above
 _STALE_SECONDS = 3600
 _FILE_NAME = re.compile(r"codes-(?P<base>[0-9a-f]+)-(?P<version>\d+)-(?P<checksum>[0-9a-f]{8})\.tvim")
 
@@ -74,6 +77,36 @@ def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes |
         with contextlib.suppress(OSError):  # a folder that cannot be written to has no cache
             _save(codes, folder, base_id)
     return codes
+
+
+def code_faults(folder: Path, store: PassageStore) -> Iterator[tuple[Path, str]]:
+    """Yield the code files that are damaged, and those that do not agree with the vectors of ``store``, with why."""
+    from turbovec import IdMapIndex
+
+    for path in sorted(folder.glob("codes-*.tvim")):
+        name = _FILE_NAME.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):  # another process has replaced it
+            if name is None or _checksum(path) != name["checksum"]:
+                yield path, "is damaged: its checksum is not the one in its name"
+            elif int(name["version"]) == store.version and not _agree(IdMapIndex.load(str(path)), store):
+                yield path, "does not agree with the vectors"
+
+
+def _agree(index: Any, store: PassageStore) -> bool:
+    """Return whether the inner products by codes are about those of the vectors, in a sample."""
+    row_ids = store.row_ids()
+    sample = np.sort(np.random.default_rng(0).choice(row_ids, min(_AGREEMENT_ROWS, len(row_ids)), replace=False))
+    if len(index) != len(row_ids) or not len(sample):
+        return len(index) == len(row_ids)
+    vectors = store.fetch_vectors(sample)[1]
+    try:
+        scores, found = index.search(_pad(vectors), len(sample), allowlist=sample)
+    except (KeyError, ValueError, RuntimeError):  # it lacks some of them
+        return False
+    exact = np.take_along_axis(vectors @ vectors.T, np.searchsorted(sample, found), axis=1)
+    lengths = np.linalg.norm(vectors, axis=1)
+    bounds = _AGREEMENT * lengths[:, None] * lengths[np.searchsorted(sample, found)]
+    return bool((np.abs(scores - exact) <= bounds + np.finfo(np.float32).tiny).mean() > 0.99)
 
 
 def _pad(vectors: np.ndarray) -> np.ndarray:

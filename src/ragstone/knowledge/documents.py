@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,8 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return the files that ``paths`` mean, absolute, sorted, each once.
 
     In folders, however deep, files that end in one of ``SUFFIXES`` are taken; hidden files and folders are not. A
-    symbolic link counts as what it points to. A folder that cannot be listed is returned itself: reading it says so.
+    symbolic link counts as what it points to. A folder that cannot be listed is returned itself, and so are broken
+    links, pipes and devices: reading them says so.
     """
     found: set[Path] = set()
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
@@ -135,8 +137,8 @@ def _walk(root: Path) -> Iterator[Path]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             file = Path(real, name)
-            if not name.startswith(".") and file.suffix.lower() in SUFFIXES and file.is_file():
-                yield file.resolve()
+            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
+                yield file.resolve() if os.path.isfile(file) else file
     yield from (Path(error.filename) for error in unlisted)
 
 
@@ -145,12 +147,18 @@ def read_file(path: Path) -> Iterator[Document | Skipped]:
     suffix = path.suffix.lower()
     try:
         check_text(f"the name of {path}", path.as_posix())
-        if path.is_dir():
+        state = path.stat()
+        if stat.S_ISDIR(state.st_mode):
             raise DocumentError(f"{path} cannot be listed; check its permissions")
+        if not stat.S_ISREG(state.st_mode):
+            raise DocumentError(f"{path} is a pipe, a socket or a device; give files")
         if suffix in RECORD_READERS:
             yield from _read_records(path, RECORD_READERS[suffix](path))
+            _check_unchanged(path, state)
         elif suffix in READERS:
-            yield _read_whole(path)
+            document = _read_whole(path, state.st_size)
+            _check_unchanged(path, state)
+            yield document
         else:
             raise DocumentError(f"{path} is of a kind that cannot be read; readable are {' '.join(SUFFIXES)}")
     except OSError as error:
@@ -159,8 +167,13 @@ def read_file(path: Path) -> Iterator[Document | Skipped]:
         raise DocumentError(f"{path} is not text: {error}; save it as UTF-8") from None
 
 
-def _read_whole(path: Path) -> Document:
-    size = path.stat().st_size
+def _check_unchanged(path: Path, before: os.stat_result) -> None:
+    after = path.stat()
+    if any(getattr(after, name) != getattr(before, name) for name in ("st_ino", "st_size", "st_mtime_ns")):
+        raise DocumentError(f"{path} changed while it was read, so it may be half old and half new; index it again")
+
+
+def _read_whole(path: Path, size: int) -> Document:
     if size == 0:
         raise DocumentError(f"{path} is empty")
     if size > MAX_BYTES:
@@ -202,6 +215,8 @@ def iter_documents(paths: str | Path | Iterable[str | Path]) -> Iterator[Documen
             yield from read_file(path)
         except (InputError, MissingExtraError) as error:
             yield Skipped(_printable(path), _printable(error))
+        except Exception as error:  # one file that a reader chokes on shall not end a run of days
+            yield Skipped(_printable(path), _printable(f"{path} cannot be read: {type(error).__name__}: {error}"))
 
 
 def _printable(value: object) -> str:

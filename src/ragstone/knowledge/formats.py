@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO
+from typing import Any
 from xml.etree import ElementTree
 
 from ragstone._extras import extra
@@ -142,54 +142,129 @@ _DOCX_BREAKS = {"p": "\n\n", "br": "\n", "cr": "\n", "tab": "\t", "noBreakHyphen
 _DOCX_UNREAD = {"del", "moveFrom", "Fallback"}
 
 
-def _docx_text(part: IO[bytes]) -> Iterator[tuple[str, bool]]:
-    """Yield pieces of a WordprocessingML part's text, and whether each stands in a title or heading."""
-    unread, heading = 0, False
-    for event, element in ElementTree.iterparse(part, ("start", "end")):
-        name = element.tag.rpartition("}")[2]
-        if name in _DOCX_UNREAD:
-            unread += 1 if event == "start" else -1
-        elif event == "end" and not unread:
-            if name == "t":
-                yield element.text or "", heading
-            elif name == "pStyle":
-                heading = any(value.startswith(("Title", "Heading")) for value in element.attrib.values())
-            elif name in _DOCX_BREAKS and (name != "tab" or not element.attrib):  # attributes: a tab stop's definition
-                yield _DOCX_BREAKS[name], heading
-                heading = heading and name != "p"
-        if event == "end" and name == "p":
-            element.clear()
+class _DocxText:
+    """Collects the pieces of a WordprocessingML part's text, and whether each stands in a title or heading.
+
+    It is what an XMLParser feeds, so no tree of elements is built, which could be many times as large as the file.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[str, bool]] = []
+        self.title = ""
+        self._inside: list[str] = []  # the elements that are open and count: one that is not read, a text, a title
+        self._heading = False
+
+    def doctype(self, *_: str) -> None:
+        raise ElementTree.ParseError("it declares a document type, as Word never does")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        name = tag.rpartition("}")[2]
+        if name in _DOCX_UNREAD or name in ("t", "title"):
+            self._inside.append(name)
+        elif self._unread:
+            return
+        elif name == "pStyle":
+            self._heading = any(value.startswith(("Title", "Heading")) for value in attributes.values())
+        elif name in _DOCX_BREAKS and name != "p" and (name != "tab" or not attributes):  # those define a tab stop
+            self.pieces.append((_DOCX_BREAKS[name], self._heading))
+
+    def end(self, tag: str) -> None:
+        name = tag.rpartition("}")[2]
+        if self._inside and name == self._inside[-1]:
+            self._inside.pop()
+        elif name == "p" and not self._unread:
+            self.pieces.append((_DOCX_BREAKS[name], self._heading))
+            self._heading = False
+
+    def data(self, text: str) -> None:
+        if self._inside and not self._unread:
+            if self._inside[-1] == "t":
+                self.pieces.append((text, self._heading))
+            else:
+                self.title += text
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def _unread(self) -> bool:
+        return not _DOCX_UNREAD.isdisjoint(self._inside)
 
 
 _DOCX_FAULTS = (zipfile.BadZipFile, ElementTree.ParseError, zlib.error, EOFError, RuntimeError, LookupError)
+_DOCX_PARTS = re.compile(r"word/(document\d*|footnotes|endnotes)\.xml|docProps/core\.xml")
 
 
 def _read_docx(path: Path) -> Extract:
+    found = _DocxText()
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
             if size > MAX_BYTES:
                 raise DocumentError(f"{path} would unpack to {size:,} bytes; the limit is {MAX_BYTES:,}: split it")
-            parts = [
-                name for name in archive.namelist() if re.fullmatch(r"word/(document\d*|footnotes|endnotes)\.xml", name)
-            ]
-            pieces = [piece for part in sorted(parts) for piece in _docx_text(archive.open(part))]
-            title = ""
-            if "docProps/core.xml" in archive.namelist():
-                title = ElementTree.parse(archive.open("docProps/core.xml")).findtext("{*}title") or ""
+            if size > max(_PACKED_BYTES, _PACKED_SHARE * path.stat().st_size):
+                raise DocumentError(
+                    f"{path} would unpack to {size:,} bytes, more than {_PACKED_SHARE} times its size, as no text does; "
+                    "open it in Word and save it again if it is sound"
+                )
+            for name in sorted(filter(_DOCX_PARTS.fullmatch, archive.namelist())):
+                parser = ElementTree.XMLParser(target=found)
+                with archive.open(name) as part:
+                    while block := part.read(1 << 16):
+                        parser.feed(block)
+                parser.close()
     except _DOCX_FAULTS as error:
         raise DocumentError(
             f"{path} is not a readable DOCX file ({error}); open it in Word and save it again"
         ) from None
-    headings = "".join(text for text, heading in pieces if heading).strip().split("\n")
-    return Extract(title.strip() or headings[0], (Section("".join(text for text, _ in pieces)),))
+    headings = "".join(text for text, heading in found.pieces if heading).strip().split("\n")
+    return Extract(found.title.strip() or headings[0], (Section("".join(text for text, _ in found.pieces)),))
+
+
+_PACKED_BYTES, _PACKED_SHARE = 10_000_000, 200  # larger ones that unpack to more than this share are bombs
+_PDF_STREAM = re.compile(rb"(?<!end)stream\r?\n")
+_PDF_FILTERS = 8  # one after another on one stream
+
+
+def _unpacked_bytes(layers: list[Any], depth: int, packed: bytes, limit: int) -> int:
+    """Return how many bytes come of ``packed`` in all layers of deflate, one in the other; it stops above ``limit``."""
+    if depth == len(layers):
+        deflated = len(packed) > 1 and packed[0] & 15 == 8 and int.from_bytes(packed[:2]) % 31 == 0
+        layers.append(zlib.decompressobj() if deflated and depth < _PDF_FILTERS else None)
+    total = 0
+    while packed and layers[depth] is not None and total <= limit:
+        try:
+            block = layers[depth].decompress(packed, 1 << 16)
+        except zlib.error:
+            layers[depth] = None
+            break
+        packed = layers[depth].unconsumed_tail
+        total += len(block) + (_unpacked_bytes(layers, depth + 1, block, limit - total) if block else 0)
+    return total
+
+
+def _check_pdf(path: Path, data: bytes) -> None:
+    """Raise DocumentError if the streams of a PDF unpack to more than MAX_BYTES: PDFium holds them in memory."""
+    total = 0
+    for match in _PDF_STREAM.finditer(data):
+        end = data.find(b"endstream", match.end())
+        total += _unpacked_bytes([], 0, data[match.end() : end if end >= 0 else len(data)], MAX_BYTES - total)
+        if total > MAX_BYTES:
+            raise DocumentError(f"{path} would unpack to more than {MAX_BYTES:,} bytes; split it")
 
 
 def _read_pdf(path: Path) -> Extract:
     pypdfium2 = extra("documents", "pypdfium2", f"{path}: reading PDF")
+    data = path.read_bytes()
+    _check_pdf(path, data)
+    pages, size = [], 0
     try:
-        with pypdfium2.PdfDocument(path) as pdf:
-            pages = [page.get_textpage().get_text_bounded() for page in pdf]
+        with pypdfium2.PdfDocument(data) as pdf:
+            for page in pdf:
+                pages.append(page.get_textpage().get_text_bounded())
+                size += len(pages[-1])
+                if size > MAX_BYTES:
+                    raise DocumentError(f"{path} holds more than {MAX_BYTES:,} characters of text; split it")
             title = pdf.get_metadata_dict().get("Title", "").strip()
     except pypdfium2.PdfiumError as error:
         if "password" in str(error):

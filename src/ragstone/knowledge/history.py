@@ -12,6 +12,7 @@ from typing import Any
 
 from ragstone.errors import InputError, KnowledgeBaseError
 from ragstone.knowledge.faults import reading, writing
+from ragstone.knowledge.ledger import ledger_of
 from ragstone.knowledge.manifest import write_file
 
 __all__ = ["REMOVING_FILE", "History", "Version"]
@@ -30,9 +31,12 @@ class Version:
 
 
 class History:
-    """The versions of the Lance dataset at ``path``, which ``dataset`` has open at one of them."""
+    """The versions of the Lance dataset at ``path``.
 
-    def __init__(self, path: Path, dataset: Any) -> None:
+    ``dataset`` has it open at one of them, which is not needed to look for the number of a version.
+    """
+
+    def __init__(self, path: Path, dataset: Any = None) -> None:
         self._path, self._folder = path, path.parent
         self._dataset = dataset
 
@@ -57,8 +61,9 @@ class History:
         """Return the number of a version, given by number or tag, or raise KnowledgeBaseError if it can't be opened."""
         if isinstance(version, str):
             return self._tagged(version)
-        known = [entry.number for entry in self.versions()]
-        if version in known:
+        going = self.condemned()
+        known = [number for number in ledger_of(self._path).versions() if number not in going]
+        if version in known or not known:
             return version
         # They are counted from 1, and nothing but compaction takes one away.
         fate = "no longer has version {}: compaction removed it" if 0 < version < known[-1] else "has no version {}"

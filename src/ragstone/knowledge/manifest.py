@@ -3,6 +3,7 @@
 A knowledge base is a folder::
 
     manifest.json      this file; written last, so a folder without one holds no knowledge base
+    .manifest.json.copy   a second one, for when the first is damaged (checking.py)
     passages.lance/    every passage and its vector (storage.py)
     reencode.lance/    vectors of another encoder, while they are being made (reencoding.py)
     codes-*.tvim       quantised vectors: a cache, rebuilt when missing (codes.py)
@@ -17,6 +18,7 @@ import contextlib
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -30,6 +32,7 @@ from ragstone.knowledge.passages import SplitOptions
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "MANIFEST_COPY",
     "MANIFEST_FILE",
     "PASSAGES_FOLDER",
     "SAME_VECTORS",
@@ -43,6 +46,7 @@ __all__ = [
 FORMAT = "ragstone-knowledge-base"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+MANIFEST_COPY = ".manifest.json.copy"
 PASSAGES_FOLDER = "passages.lance"
 STAGING_FOLDER = "reencode.lance"
 LOCK_FILE = "write.lock"
@@ -78,12 +82,14 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest into ``folder``, whole or not at all."""
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        write_file(folder / MANIFEST_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+        content = json.dumps({**values, "checksum": _checksum(values)}, indent=2, ensure_ascii=False).encode()
+        for name in (MANIFEST_COPY, MANIFEST_FILE):
+            write_file(folder / name, content)
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read the manifest of the knowledge base in ``folder``."""
-        path = folder / MANIFEST_FILE
+    def read(cls, folder: Path, name: str = MANIFEST_FILE) -> Manifest:
+        """Read the manifest of the knowledge base in ``folder``, or its copy."""
+        path = folder / name
         if not path.is_file():
             what = "is not a knowledge base: it has no manifest.json" if folder.exists() else "does not exist"
             raise KnowledgeBaseError(f"{folder} {what}; make one with KnowledgeBase.create or `ragstone index`")
@@ -99,6 +105,8 @@ class Manifest:
                 f"{folder} has format version {version}, this Ragstone reads up to {FORMAT_VERSION}; upgrade ragstone"
             )
         try:
+            if values.pop("checksum", None) not in (None, _checksum(values)):
+                raise ValueError("its checksum differs")
             known = {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
             known["width"] = int(known["width"])
             known["split"] = SplitOptions(**known["split"]) if known.get("split") else None
@@ -186,7 +194,12 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
         lock.release()
 
 
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
 def _damaged(path: Path, error: Exception) -> KnowledgeBaseError:
     return KnowledgeBaseError(
-        f"{path} is damaged ({type(error).__name__}: {error}); restore it from a backup, or index the documents again"
+        f"{path} is damaged ({type(error).__name__}: {error}); `ragstone check {path.parent} --repair` restores it from "
+        "its copy, if that is whole"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ragstone.errors import DocumentError, InputError
-from ragstone.knowledge.formats import encoding_of
+from ragstone.knowledge.formats import MAX_BYTES, encoding_of
 from ragstone.knowledge.passages import record_fields
 
 __all__ = ["RECORD_READERS", "Record", "is_bulk", "plain"]
@@ -33,6 +33,14 @@ def _open(path: Path) -> TextIOWrapper:
     return path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, errors="surrogateescape", newline="")
 
 
+def _lines(path: Path, file: TextIOWrapper) -> Iterator[str]:
+    """Yield the lines of ``file``; one that is too long to be held in memory ends it."""
+    while line := file.readline(MAX_BYTES):
+        if len(line) == MAX_BYTES and not line.endswith("\n"):
+            raise DocumentError(f"{path} has a line of more than {MAX_BYTES:,} characters; split its record")
+        yield line
+
+
 def _parse(text: str) -> Any:
     """Parse JSON, with null in place of NaN and the infinities that Python writes but JSON does not have."""
     return json.loads(text, parse_constant=lambda _: None)
@@ -40,7 +48,7 @@ def _parse(text: str) -> Any:
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
     with _open(path) as file:
-        for line, text in enumerate(file, 1):
+        for line, text in enumerate(_lines(path, file), 1):
             if not text.strip():
                 continue
             try:
@@ -56,19 +64,24 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
 
 def _read_table(path: Path) -> Iterator[Record]:
     # The reader's limit is one per process, and too low for a long text (131,072 characters).
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MAX_BYTES)
     with _open(path) as file:
-        first = file.readline()
+        first = next(_lines(path, file), "")
         file.seek(0)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-        rows = csv.reader(file, delimiter=delimiter)
-        header = [name.strip() for name in next(rows, [])]
-        _check_columns(path, header)
-        for row in rows:
-            if len(row) > len(header):
-                yield Record(rows.line_num, {}, f"{len(row)} columns where the header has {len(header)}")
-            elif row:
-                yield Record(rows.line_num, {name: cell for name, cell in zip(header, row, strict=False) if cell})
+        rows = csv.reader(_lines(path, file), delimiter=delimiter)
+        try:
+            header = [name.strip() for name in next(rows, [])]
+            _check_columns(path, header)
+            for row in rows:
+                if len(row) > len(header):
+                    yield Record(rows.line_num, {}, f"{len(row)} columns where the header has {len(header)}")
+                elif row:
+                    yield Record(rows.line_num, {name: cell for name, cell in zip(header, row, strict=False) if cell})
+        except csv.Error as error:
+            raise DocumentError(
+                f"{path} line {rows.line_num} is no row of a table ({error}); check its quotes"
+            ) from None
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

@@ -19,6 +19,7 @@ from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge.encoding import TextEncoder, encode_passages
 from ragstone.knowledge.faults import reading, writing
 from ragstone.knowledge.indexing import Progress
+from ragstone.knowledge.ledger import VersionGuard, ledger_of
 from ragstone.knowledge.manifest import SAME_VECTORS, STAGING_FOLDER
 from ragstone.knowledge.passages import Passage
 from ragstone.knowledge.storage import PassageStore, vector_column
@@ -68,7 +69,9 @@ class _Staging:
         key = json.dumps({name: spec.get(name) for name in SAME_VECTORS})
         if resume and path.exists():
             try:
+                ledger_of(path).verify_manifest(None)
                 self._dataset = lance.dataset(path)
+                VersionGuard(path).check(self._dataset)
                 if (self._dataset.schema.metadata or {}).get(_KEY.encode()) == key.encode():
                     return
             except Exception:  # killed while it was made, or damaged: then it is made anew

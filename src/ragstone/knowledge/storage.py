@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from ragstone.errors import InputError, KnowledgeBaseError
 from ragstone.knowledge.faults import first_sentence, reading, writing
 from ragstone.knowledge.history import History
+from ragstone.knowledge.ledger import VersionGuard, ledger_of
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
 from ragstone.knowledge.mapped import MappedVectors
 from ragstone.knowledge.passages import Passage
@@ -122,6 +123,7 @@ class PassageStore:
         self.path = path
         self._dataset = dataset
         self._rows: tuple[int, Rows, MappedVectors] | None = None  # of a version, once they are needed
+        self._guard = VersionGuard(path)
 
     @classmethod
     def create(cls, folder: Path, width: int) -> PassageStore:
@@ -135,8 +137,7 @@ class PassageStore:
             )
             # An empty index fixes how words are told apart. Rows are found through it from the first on; while it
             # does not hold them yet, Lance scans them with the same words and the same scores.
-            for column in KEYWORD_COLUMNS:
-                dataset.create_scalar_index(column, "INVERTED", **_TOKENIZER)
+            _index_words(dataset)
         return cls(path, dataset)
 
     @classmethod
@@ -148,10 +149,15 @@ class PassageStore:
         import lance
 
         path = folder / PASSAGES_FOLDER
+        ledger_of(path).verify_manifest(None if isinstance(version, str) else version)
         with reading(path):
-            store = cls(path, lance.dataset(path))
-            if version is not None:
-                store = cls(path, store._dataset.checkout_version(store.history.number(version)))
+            if isinstance(version, str):
+                version = History(path, lance.dataset(path)).number(version)
+                ledger_of(path).verify_manifest(version)
+            elif version is not None:
+                version = History(path).number(version)
+            store = cls(path, lance.dataset(path, version=version))
+            store.verify()
         if store.encoder is None and store.width != width:
             raise KnowledgeBaseError(
                 f"{path} holds vectors of width {store.width}, but manifest.json beside it says {width}; "
@@ -192,8 +198,15 @@ class PassageStore:
 
     def newest(self) -> PassageStore:
         """Return the newest version; this one stays as it is."""
+        ledger_of(self.path).verify_manifest(None)
         with reading(self.path):
-            return PassageStore(self.path, self._dataset.checkout_version(self._dataset.latest_version))
+            store = PassageStore(self.path, self._dataset.checkout_version(self._dataset.latest_version))
+            store.verify()
+        return store
+
+    def verify(self) -> None:
+        """Raise KnowledgeBaseError if a file of this version is missing or damaged, as far as a quick look tells."""
+        self._guard.check(self._dataset)
 
     @property
     def history(self) -> History:
@@ -359,6 +372,10 @@ class PassageStore:
             )
         return _row_ids(table), table["id"].to_pylist(), table["_score"].to_numpy()
 
+    def search_words_among(self, question: str, ids: Sequence[str]) -> list[str]:
+        """Return those of the passages ``ids`` that share words with ``question``."""
+        return self.search_words(question, len(ids), _is_in("id", ids))[1]
+
     # Writing
 
     def append(self, table: pa.Table | pa.RecordBatchReader) -> None:
@@ -408,6 +425,14 @@ class PassageStore:
                 error_if_tagged_old_versions=False,
             )
 
+    def rebuild_indices(self) -> None:
+        """Build the keyword index anew and drop that of vectors, which is built again when it is needed."""
+        with writing(self.path):
+            _index_words(self._dataset)
+            for index in self._dataset.list_indices():
+                if index["fields"] == [self._vector]:
+                    self._dataset.drop_index(index["name"])
+
     def replace_vectors(self, blocks: Iterable[np.ndarray], width: int, encoder: Mapping[str, Any]) -> None:
         """Commit other vectors, ``blocks`` (n, width) in the order of `scan`, and the spec of their ``encoder``."""
         kind = pa.field(_NEW_VECTOR, pa.list_(pa.float32(), width), metadata={_ENCODER_KEY: json.dumps(dict(encoder))})
@@ -435,6 +460,11 @@ class PassageStore:
         parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width) for chunk in chunks]
         matrix: np.ndarray = np.concatenate(parts) if parts else np.empty((0, self.width), np.float32)
         return matrix
+
+
+def _index_words(dataset: Any) -> None:
+    for column in KEYWORD_COLUMNS:
+        dataset.create_scalar_index(column, "INVERTED", replace=True, **_TOKENIZER)
 
 
 def _row_ids(table: Any) -> np.ndarray:
