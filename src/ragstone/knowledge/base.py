@@ -24,6 +24,7 @@ from ragstone.knowledge.reencoding import reencode_passages
 from ragstone.knowledge.search import Hit, Searcher, SearchMethod
 from ragstone.knowledge.snapshot import Snapshot
 from ragstone.knowledge.storage import PassageStore, Version, passage_table
+from ragstone.knowledge.workers import Workers, check_workers
 
 __all__ = ["KnowledgeBase"]
 
@@ -184,6 +185,7 @@ class KnowledgeBase:
         split: SplitOptions | Literal["same"] | None = "same",
         prune: bool = False,
         chunk_passages: int = 2048,
+        workers: Workers = 1,
         progress: Progress | None = None,
     ) -> IndexReport:
         """Read files and folders, split them into passages, encode these and store them.
@@ -197,9 +199,12 @@ class KnowledgeBase:
                 not at all.
             prune: take out the documents that came from ``paths`` and are there no more.
             chunk_passages: how many passages are encoded and committed at once (more where a document has more).
+            workers: how many processes read and encode, or the devices of each, such as ``["cuda:0", "cuda:1"]``; what
+                is stored is the same. Each holds the encoder, which it loads by its name.
             progress: called as ``progress(done, total, unit)``, the unit being "files" and then "passages".
         """
         check_count("chunk_passages", chunk_passages)
+        check_workers(workers)
         with self._writing():
             if split != "same" and split != self._manifest.split:
                 replace(Manifest.read(self.path), split=split).write(self.path)
@@ -211,6 +216,7 @@ class KnowledgeBase:
                 split=self._manifest.split,
                 prune=prune,
                 chunk_passages=chunk_passages,
+                workers=workers,
                 progress=progress,
             )
 
@@ -233,6 +239,7 @@ class KnowledgeBase:
         *,
         progress: Progress | None = None,
         chunk: int = 2048,
+        workers: Workers = 1,
         resume: bool = True,
     ) -> int:
         """Make the vectors of all passages anew with another encoder; return the version that has them.
@@ -247,15 +254,17 @@ class KnowledgeBase:
             encoder: "local", the name or folder of an encoder, or an `Encoder`.
             progress: called as ``progress(done, total, "passages")``.
             chunk: how many passages are encoded and put aside at once.
+            workers: as in `add_documents`.
             resume: go on with what an interrupted run with this encoder has put aside; False: start anew.
         """
         check_count("chunk", chunk)
+        check_workers(workers)
         if isinstance(encoder, str | Path):
             device, dtype = self._snapshot.device, self._snapshot.dtype
             encoder = encoding.load(encoder, None, device=device, dtype=dtype)
         with self._writing():
             if self._manifest.encoder is None or self._manifest.difference(encoder.spec.to_dict()):
-                reencode_passages(self._store, encoder, chunk=chunk, resume=resume, progress=progress)
+                reencode_passages(self._store, encoder, chunk=chunk, workers=workers, resume=resume, progress=progress)
             elif self._manifest.encoder != encoder.spec.to_dict():
                 self._store.rename_encoder(encoder.spec.to_dict())
             shutil.rmtree(self.path / STAGING_FOLDER, ignore_errors=True)

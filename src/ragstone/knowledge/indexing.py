@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ragstone.errors import InputError
-from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents
-from ragstone.knowledge.encoding import TextEncoder, encode_passages
+from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files
+from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.passages import Passage, SplitOptions, content_hash
 from ragstone.knowledge.storage import PassageStore, StoredDocument, passage_table
+from ragstone.knowledge.workers import Workers, encode_chunks, read_documents
 
 __all__ = ["IndexReport", "Progress", "index_documents"]
 
@@ -75,18 +78,19 @@ class _Reading:
     added: int = 0
     updated: int = 0
 
-    def pending(self, files: Sequence[Path], progress: Progress) -> Iterator[_Pending]:
+    def pending(self, files: Sequence[Path], workers: Workers, progress: Progress) -> Iterator[_Pending]:
         """Yield the documents of ``files`` that are new or changed."""
-        for done, file in enumerate(files, 1):
-            try:
-                for document in iter_documents([file]):
-                    if isinstance(document, Skipped):
-                        self.skipped.append(document)
-                    elif (pending := self._examine(document)) is not None:
-                        yield pending
-            except InputError as error:  # it was there when the folder was listed
-                self.skipped.append(Skipped(str(file), str(error)))
-            progress(done, len(files), "files")
+        with read_documents(files, workers=workers) as contents:
+            for done, (file, documents) in enumerate(zip(files, contents, strict=True), 1):
+                try:
+                    for document in documents:
+                        if isinstance(document, Skipped):
+                            self.skipped.append(document)
+                        elif (pending := self._examine(document)) is not None:
+                            yield pending
+                except InputError as error:  # it was there when the folder was listed
+                    self.skipped.append(Skipped(str(file), str(error)))
+                progress(done, len(files), "files")
 
     def _examine(self, document: Document) -> _Pending | None:
         if document.id in self.seen:
@@ -119,6 +123,7 @@ def index_documents(
     split: SplitOptions | None,
     prune: bool,
     chunk_passages: int,
+    workers: Workers,
     progress: Progress | None,
 ) -> IndexReport:
     """Bring ``store`` up to date with the documents of ``paths``; see `KnowledgeBase.add_documents`.
@@ -132,7 +137,7 @@ def index_documents(
     # Everything is read before anything is encoded, so that the total is known from the first passage on. What is to
     # be encoded waits in a temporary file, which is kept in memory while it is small.
     with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8") as spool:
-        for document in reading.pending(find_files(paths), progress):
+        for document in reading.pending(find_files(paths), workers, progress):
             spool.write(json.dumps(asdict(document)) + "\n")
         spool.seek(0)
         total, done = len(reading.passage_ids), 0
@@ -142,8 +147,10 @@ def index_documents(
             done += count
             progress(done, total, "passages")
 
-        for chunk in _chunks(map(_unspool, spool), chunk_passages):
-            _store(store, load_encoder(), chunk, reading.stored, encoded)
+        chunks = _chunks(map(_unspool, spool), chunk_passages)
+        with encode_chunks(chunks, _passages, load_encoder, workers=workers, encoded=encoded) as made:
+            for chunk, vectors in made:
+                _store(store, chunk, vectors, reading.stored)
     removed = _gone(reading, paths) if prune else []
     store.delete("document_id", removed)
     store.index_words(all_rows=True)
@@ -179,18 +186,18 @@ def _chunks(documents: Iterable[_Pending], chunk_passages: int) -> Iterator[list
         yield chunk
 
 
+def _passages(documents: Sequence[_Pending]) -> list[Passage]:
+    return [passage for document in documents for passage in document.passages]
+
+
 def _store(
-    store: PassageStore,
-    encoder: TextEncoder,
-    documents: Sequence[_Pending],
-    stored: Mapping[str, StoredDocument],
-    encoded: Callable[[int], None],
+    store: PassageStore, documents: Sequence[_Pending], vectors: np.ndarray, stored: Mapping[str, StoredDocument]
 ) -> None:
-    """Encode ``documents`` and put them in the place of what is stored of them, in one commit."""
-    passages = [passage for document in documents for passage in document.passages]
+    """Put ``documents``, whose passages have the ``vectors`` (n, D), in the place of what is stored, in one commit."""
+    passages = _passages(documents)
     table = passage_table(
         passages,
-        encode_passages(encoder, passages, encoded),
+        vectors,
         positions=[position for document in documents for position in range(len(document.passages))],
         content_hashes=[document.content_hash for document in documents for _ in document.passages],
     )
