@@ -165,7 +165,7 @@ def test_an_encoder_that_cannot_be_sent_is_an_error_with_a_remedy(tmp_path, note
     encoder = ToyEncoder()
     encoder.hook = lambda: None
     base = KnowledgeBase.create(tmp_path / "kb", encoder=encoder)
-    with pytest.raises(InputError, match="cannot be sent to another process.*use workers=1"):
+    with pytest.raises(InputError, match=r"cannot be sent to another process.*use workers=1"):
         base.add_documents(notes, split=FIVE_WORDS, chunk_passages=8, workers=2)
 
 
@@ -215,7 +215,7 @@ def test_an_encoder_that_was_trained_in_memory_is_refused(tmp_path, encoder_fold
     base.add([Passage(f"p{i}", text=text) for i, text in enumerate(TEXTS)])
     encoder = load_encoder(encoder_folder, device="cpu", dtype="float32")
     encoder.model.embeddings.word_embeddings.weight.data += 1
-    with pytest.raises(InputError, match="was trained since it was loaded.*workers=1"):
+    with pytest.raises(InputError, match=r"was trained since it was loaded.*workers=1"):
         base.reencode(encoder, chunk=16, workers=2)
 
 

@@ -7,7 +7,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ragstone.cli.options import Beams, Decode, Device, Dtype, Json, K, Method, ModelK, Search, SearchOption, Where
+from ragstone.cli.options import (
+    Beams,
+    Decode,
+    Device,
+    Devices,
+    Dtype,
+    Json,
+    K,
+    Method,
+    ModelK,
+    Search,
+    SearchOption,
+    Where,
+    WorkerCount,
+)
 from ragstone.errors import InputError
 
 __all__ = ["app"]
@@ -58,7 +72,11 @@ def index(
     sentences: Annotated[bool, typer.Option("--sentences", help="Cut at ends of sentences.")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Do not split: a record or page is a passage.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are no longer there.")] = False,
-    device: Device = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say disk, memory and time, from a sample, and do nothing.")
+    ] = False,
+    workers: WorkerCount = None,
+    device: Devices = None,
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
@@ -77,6 +95,8 @@ def index(
         encoder=encoder,
         split=split,
         prune=prune,
+        workers=workers,
+        estimate=estimate,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -87,14 +107,15 @@ def index(
 def reindex(
     kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
     encoder: Annotated[str, typer.Option(help="Name or folder of the new encoder.")],
-    device: Device = None,
+    workers: WorkerCount = None,
+    device: Devices = None,
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
     """Make all vectors anew with another encoder. Run it again if it was interrupted: it goes on from there."""
     from ragstone.cli.indexing import reencode
 
-    reencode(kb, encoder, device=device, dtype=dtype, as_json=json)
+    reencode(kb, encoder, workers=workers, device=device, dtype=dtype, as_json=json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from ragstone._lazy import loader
 if TYPE_CHECKING:
     from ragstone.knowledge.base import KnowledgeBase
     from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
+    from ragstone.knowledge.estimate import IndexEstimate, Plan, estimate_documents, plan
     from ragstone.knowledge.indexing import IndexReport
     from ragstone.knowledge.info import KnowledgeBaseInfo
     from ragstone.knowledge.passages import Passage, SplitOptions, as_passages
@@ -18,34 +19,42 @@ if TYPE_CHECKING:
 __all__ = [
     "Document",
     "Hit",
+    "IndexEstimate",
     "IndexReport",
     "KnowledgeBase",
     "KnowledgeBaseInfo",
     "Passage",
+    "Plan",
     "Skipped",
     "SplitOptions",
     "Version",
     "as_passages",
     "document_passages",
+    "estimate_documents",
     "find_files",
     "iter_documents",
+    "plan",
     "read_file",
 ]
 
 _HOMES = {
     "Document": "documents",
     "Hit": "search",
+    "IndexEstimate": "estimate",
     "IndexReport": "indexing",
     "KnowledgeBase": "base",
     "KnowledgeBaseInfo": "info",
     "Passage": "passages",
+    "Plan": "estimate",
     "Skipped": "documents",
     "SplitOptions": "passages",
     "Version": "storage",
     "as_passages": "passages",
     "document_passages": "documents",
+    "estimate_documents": "estimate",
     "find_files": "documents",
     "iter_documents": "documents",
+    "plan": "estimate",
     "read_file": "documents",
 }
 

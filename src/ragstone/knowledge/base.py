@@ -16,6 +16,7 @@ from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.checks import check_count, check_ids, check_questions, check_vectors
 from ragstone.knowledge.encoding import TextEncoder
+from ragstone.knowledge.estimate import IndexEstimate, estimate_documents
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
 from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
@@ -154,6 +155,11 @@ class KnowledgeBase:
         return self._snapshot.has_encoder
 
     @property
+    def encoder_spec(self) -> dict[str, Any] | None:
+        """The fields of the ``EncoderSpec`` of what made the vectors that are read; None where they were given."""
+        return self._manifest.encoder
+
+    @property
     def encoder(self) -> TextEncoder:
         """What makes the vectors, loaded at first use."""
         return self._snapshot.encoder
@@ -219,6 +225,23 @@ class KnowledgeBase:
                 workers=workers,
                 progress=progress,
             )
+
+    def estimate_documents(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        *,
+        split: SplitOptions | Literal["same"] | None = "same",
+        workers: Workers = 1,
+    ) -> IndexEstimate:
+        """Return what `add_documents` would take in disk, memory and time, from a sample; nothing is written here."""
+        return estimate_documents(
+            paths,
+            self.encoder,
+            split=self._manifest.split if split == "same" else split,
+            stored=self._store.documents(),
+            held=len(self),
+            workers=workers,
+        )
 
     def add(self, passages: Iterable[PassageLike], vectors: ArrayLike | None = None) -> int:
         """Store new passages with their ``vectors`` (n, D), or encode them; return how many. No id may be in use."""

@@ -8,7 +8,7 @@ from typing import Any
 from ragstone.errors import KnowledgeBaseError, ModelError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.encoding import TextEncoder
-from ragstone.knowledge.manifest import Manifest
+from ragstone.knowledge.manifest import SAME_ENCODER, Manifest
 from ragstone.knowledge.storage import PassageStore
 
 __all__ = ["Snapshot"]
@@ -62,7 +62,7 @@ class Snapshot:
         newest = Snapshot(
             self.folder, self.store.newest(), Manifest.read(self.folder), device=self.device, dtype=self.dtype
         )
-        if held is not None and newest.manifest.difference(held.spec.to_dict()) is None:
+        if held is not None and newest.manifest.difference(held.spec.to_dict(), SAME_ENCODER) is None:
             newest._encoder = held
         return newest
 
