@@ -75,7 +75,7 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
 
     >>> wikipedia = plan(21_000_000, 768)
     >>> round(wikipedia.disk_bytes / 1e9), round(wikipedia.memory_bytes / 1e9, 1)
-    (86, 9.4)
+    (85, 9.4)
     """
     if passages < 0 or width < 1:
         raise InputError(f"passages={passages} and width={width} describe no base; give counts from 0 and from 1 up")
