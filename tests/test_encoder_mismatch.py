@@ -74,6 +74,17 @@ def test_a_base_that_moves_to_another_encoder_is_noticed_at_the_next_search(tmp_
         rag("who wrote hamlet?", k=2, max_new_tokens=1)
 
 
+def test_a_model_that_is_still_loading_is_checked_at_its_first_search(tmp_path, caplog):
+    for seed, said in ((0, 0), (5, 1)):
+        base = base_of(tmp_path / f"kb{seed}", encoder(seed=seed))
+        model, tokenizer = tiny_rag("token")
+        model.save_pretrained(tmp_path / "model")
+        retriever = RagRetriever(model.config, tokenizer.question_encoder, tokenizer.generator, base)
+        loaded = type(model).from_pretrained(tmp_path / "model", retriever=retriever)
+        loaded.generate(questions=["who wrote hamlet?"], n_docs=2, max_new_tokens=1)
+        assert len(warnings(caplog)) == said
+
+
 def test_given_vectors_and_loose_passages_are_nobodys(tmp_path, caplog):
     base = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=16)
     pipeline(base, passage_fingerprint="abc")

@@ -141,10 +141,10 @@ class RagRetriever:
         where nothing does, it must be the base's encoder, or ``config.passage_encoder`` must name that.
         """
         spec = self.index.encoder_spec if isinstance(self.index, KnowledgeBase) else None
-        self._checked = spec and spec["fingerprint"]
         model, config = self._question_encoder, self.config
-        if spec is None or model is None or not self.check_encoders:
-            return
+        if spec is None or model is None or not self.check_encoders or model.device.type == "meta":
+            return  # on "meta" its weights are yet to be loaded: it is checked at the first search
+        self._checked = str(spec["fingerprint"])
         assert isinstance(self.index, KnowledgeBase)
         where = f"{self.index.path} holds vectors of the encoder {spec['name']!r}"
         if config.passage_fingerprint is not None:

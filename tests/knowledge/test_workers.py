@@ -289,3 +289,8 @@ def test_the_end_of_the_run_is_the_end_of_its_workers_and_loses_nothing(tmp_path
     assert kept == content(whole)[: len(kept)]
     base.add_documents(notes, split=FIVE_WORDS, chunk_passages=8)
     assert content(base) == content(whole)
+
+
+def test_a_file_that_vanishes_before_a_worker_reads_it_is_skipped(tmp_path):
+    (found,) = workers._read(tmp_path / "gone.pdf")
+    assert "does not exist" in found.reason

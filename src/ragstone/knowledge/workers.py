@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def _encode(
     load_encoder: Callable[[], TextEncoder],
     devices: Sequence[str | None],
     encoded: Callable[[int], None],
-) -> Iterator[tuple[T, np.ndarray]]:
+) -> Generator[tuple[T, np.ndarray], None, None]:
     begun = [*islice(chunks, 2)]
     chunks = chain(begun, chunks)
     few = len(begun) < 2 and all(len(passages(chunk)) <= PIECE_PASSAGES for chunk in begun)
@@ -105,7 +105,7 @@ def _encode_apart(
     encoder: TextEncoder,
     devices: Sequence[str | None],
     encoded: Callable[[int], None],
-) -> Iterator[tuple[T, np.ndarray]]:
+) -> Generator[tuple[T, np.ndarray], None, None]:
     held: deque[tuple[T, Sequence[Passage], deque[Future[np.ndarray]]]] = deque()
 
     with _Processes(devices, _recipe(encoder, len(devices))) as processes:
@@ -148,14 +148,17 @@ def read_documents(
 
 def _read_apart(
     files: Sequence[Path], slow: set[Path], devices: Sequence[str | None]
-) -> Iterator[Iterable[Document | Skipped]]:
+) -> Generator[Iterable[Document | Skipped], None, None]:
     with _Processes(devices, b"") as processes:
         queue = (file for file in files if file in slow)
-        asked: deque[Future[list[Document | Skipped]]] = deque()
+        asked: deque[Future[Iterable[Document | Skipped]]] = deque()
         for file in files:
             while len(asked) < _AHEAD * len(devices) and (ahead := next(queue, None)) is not None:
                 asked.append(processes.submit(_read, ahead))
-            yield processes.result(asked.popleft()) if file in slow else iter_documents([file])
+            if file in slow:
+                yield processes.result(asked.popleft())
+            else:
+                yield iter_documents([file])
 
 
 class _Processes:
@@ -290,5 +293,8 @@ def _encode_piece(pairs: list[tuple[str, str]]) -> np.ndarray:
     return _encoder.encode_passages(pairs)
 
 
-def _read(file: Path) -> list[Document | Skipped]:
-    return list(iter_documents([file]))
+def _read(file: Path) -> Iterable[Document | Skipped]:
+    try:
+        return list(iter_documents([file]))
+    except InputError as error:  # it was there when the folder was listed
+        return [Skipped(str(file), str(error))]

@@ -87,6 +87,7 @@ class RagTrainer(Trainer):
             raise InputError("label_smoothing has no meaning with answers='all'; set one of them back.")
         self.rag_tokenizer, self.base_model = tokenizer, base_model
         self.plain_retriever = retriever
+        retriever.attach(model.question_encoder)  # compared with the base's encoder while it is what it was
         set_seed(args.seed)  # of the adapters' first weights
         self.adapted = make_trainable(model, self.options)
         self._frozen = frozen_parts(model)
