@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from ragstone.encoders import Encoder, EncoderSettings, load_encoder
-from ragstone.encoders.checkpoint import longest_input
-from ragstone.errors import InputError, ModelError
+from ragstone.encoders.checkpoint import fingerprint, longest_input
+from ragstone.errors import EncoderMismatchError, InputError, ModelError
 from ragstone.generators.prompts import NULL_PASSAGE, ContextBatch, ContextBuilder
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.exchange import named_base
@@ -71,6 +71,8 @@ class RagRetriever:
         self.index: KnowledgeBase | PassageIndex = _index_from(index) if index is not None else _named_index(config)
         self._given_encoder = self._passage_encoder = passage_encoder
         self._question_encoder: Any = None
+        self.check_encoders = True
+        self._checked: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -133,8 +135,53 @@ class RagRetriever:
         return other
 
     def attach(self, question_encoder: Any) -> None:
-        """Hand over the model's question encoder, the passage encoder of last resort."""
-        self._question_encoder = question_encoder
+        """Hand over the model's question encoder, the passage encoder of last resort.
+
+        Raises:
+            EncoderMismatchError: it was trained with other passage vectors than those of the knowledge base.
+        """
+        if question_encoder is not self._question_encoder:  # one that trains is not what it was when it was checked
+            self._question_encoder = question_encoder
+            self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        """Tell questions of one encoder from passages of another; asked again when the base moves to another encoder.
+
+        Towers may differ, as DPR's do. What a question encoder was trained with says ``config.passage_fingerprint``;
+        where nothing does, it must be the base's encoder, or ``config.passage_encoder`` must name that.
+        """
+        spec = self.index.encoder_spec if isinstance(self.index, KnowledgeBase) else None
+        model, config = self._question_encoder, self.config
+        if spec is None or model is None or not self.check_encoders or model.device.type == "meta":
+            return  # on "meta" its weights are yet to be loaded: it is checked at the first search
+        self._checked = str(spec["fingerprint"])
+        assert isinstance(self.index, KnowledgeBase)
+        where = f"{self.index.path} holds vectors of the encoder {spec['name']!r}"
+        if config.passage_fingerprint is not None:
+            if config.passage_fingerprint != spec["fingerprint"]:
+                named = config.passage_encoder or "the encoder it was trained with"
+                raise EncoderMismatchError(
+                    f"{where} (weights {spec['fingerprint']}), but the model's question encoder was trained with passages "
+                    f"of {named} (weights {config.passage_fingerprint}); re-encode the base with that "
+                    "(`ragstone reindex --encoder`), or use the model that was trained on this base"
+                )
+            return
+        if config.passage_encoder is not None and _same_place(config.passage_encoder, spec["name"]):
+            return
+        if config.question_encoder.model_type == "dpr" and spec.get("template") == "pair":
+            return
+        made = {"width": config.question_width, "pooling": config.pooling}
+        made["normalize"] = bool(config.question_encoder_normalize)
+        other = next((name for name, value in made.items() if spec.get(name, value) != value), None)
+        if other is None and fingerprint(model) == spec["fingerprint"]:
+            return
+        logger.warning(
+            "%s, and the model's question encoder is another (%s); unless it was trained for these, what is found is "
+            "arbitrary: re-encode the base with the model's encoder (`ragstone reindex --encoder`), or name the passage "
+            "encoder that belongs to the model in config.passage_encoder.",
+            where,
+            "its weights differ" if other is None else f"{other} is {made[other]!r}, not {spec[other]!r}",
+        )
 
     def tokenize_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B question texts -> ids and mask (B, S), cut at what the question encoder can read."""
@@ -222,6 +269,9 @@ class RagRetriever:
         """The best passages for B question vectors (B, D) float32: B lists of at most ``n_docs`` hits, best first."""
         vectors = np.ascontiguousarray(question_hidden_states, dtype=np.float32)
         if isinstance(self.index, KnowledgeBase):
+            spec = self.index.encoder_spec
+            if spec is not None and spec["fingerprint"] != self._checked:
+                self._check_encoder()
             by_words = search in ("keyword", "hybrid")
             return self.index.search(  # type: ignore[call-overload]
                 list(questions) if by_words and questions is not None else None,
@@ -322,6 +372,11 @@ def stack_vectors(
         for k, hit in enumerate(row):
             vectors[b, k] = hit.vector
     return vectors, mask
+
+
+def _same_place(name: str, other: str) -> bool:
+    """Whether two names are of one encoder: equal, or of one folder."""
+    return name == other or (Path(name).is_dir() and Path(name).resolve() == Path(other).resolve())
 
 
 def _index_from(index: Any) -> KnowledgeBase | PassageIndex:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from command import ragstone
 
+from ragstone.cli.indexing import share_out
 from ragstone.cli.maintenance import parse_duration
 from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase
@@ -34,6 +35,27 @@ def test_index_reports_what_it_did_and_does_nothing_twice(base, models, notes):
     assert spoken.returncode == 0
     assert "1 changed" in " ".join(spoken.stdout.split())
     assert "latin.txt" in spoken.stderr
+
+
+def test_an_estimate_writes_nothing_and_workers_change_nothing(base, models, notes, tmp_path):
+    folder, report = base
+    new = ["index", notes, "--kb", tmp_path / "new", "--encoder", models / "encoder"]
+    said = json.loads(ragstone(*new, "--estimate", "--json").stdout)
+    assert (said["passages"], said["files"]) == (report["passages"], len(TOY_PASSAGES) + 1)
+    assert min(said["disk_bytes"], said["memory_bytes"], said["seconds"]) > 0
+    assert "nothing was written" in ragstone(*new, "--estimate").stdout
+    assert not (tmp_path / "new").exists()
+    assert json.loads(ragstone("index", notes, "--kb", folder, "--estimate", "--json").stdout)["passages"] == 0
+    assert json.loads(ragstone(*new, "--workers", 2, "--json").stdout)["passages"] == report["passages"]
+
+
+def test_devices_are_shared_out_among_workers():
+    assert share_out(None, None) == (None, 1)
+    assert share_out("cuda", 3) == ("cuda", 3)
+    assert share_out("cuda:0,cuda:1", None) == ("cuda:0", ["cuda:0", "cuda:1"])
+    assert share_out("cuda:0,cuda:1", 3) == ("cuda:0", ["cuda:0", "cuda:1", "cuda:0"])
+    with pytest.raises(InputError, match="--workers 1 leaves some"):
+        share_out("cuda:0,cuda:1", 1)
 
 
 def test_search_and_info(base):

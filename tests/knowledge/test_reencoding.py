@@ -1,9 +1,11 @@
+import json
 import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import KnowledgeBase, Passage, search
 from ragstone.knowledge.manifest import Manifest
 from ragstone.knowledge.storage import PassageStore
-from ragstone.testing import ToyEncoder
+from ragstone.testing import ToyEncoder, ToyEncoderSpec
 
 PASSAGES = [Passage(f"p{i}", f"title {i % 7}", f"alpha text {i}") for i in range(60)]
 
@@ -226,7 +228,7 @@ def test_a_run_cut_short_after_the_switch_is_tidied_by_the_next_writer(kb, monke
 REENCODE = """
 import sys
 import lance
-from ragstone.testing import ToyEncoder
+from ragstone.testing import ToyEncoder, ToyEncoderSpec
 from ragstone.knowledge import KnowledgeBase
 base, width, name, fingerprint = sys.argv[1:]
 encoder = ToyEncoder(int(width), delay=0.002, name=name, fingerprint=fingerprint)
@@ -337,3 +339,61 @@ def test_a_store_without_an_encoder_of_its_own_must_fit_the_manifest(kb):
     assert Manifest.read(kb.path).encoder["name"] == "toy"
     with pytest.raises(KnowledgeBaseError, match="of width 32"):
         PassageStore.open(kb.path, 8)
+
+
+# The encoder is part of the data
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fingerprint", "toy-2"),
+        ("width", 24),
+        ("pooling", "cls"),
+        ("normalize", True),
+        ("passage_prompt", "passage: "),
+        ("question_prompt", "query: "),
+    ],
+)
+def test_an_encoder_that_differs_in_any_field_is_refused_at_open(tmp_path, field, value):
+    made_by = Prompted()
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=made_by)
+    kb.add(PASSAGES)
+    with pytest.raises(EncoderMismatchError, match=rf"{field} .*but the encoder 'toy' has {field} .*reindex"):
+        KnowledgeBase.open(kb.path, encoder=Prompted(**{field: value}))
+    assert KnowledgeBase.open(kb.path, encoder=Prompted()).search("alpha text 3", k=1)
+
+
+def test_another_question_prompt_is_taken_over_and_encodes_nothing(tmp_path):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=Prompted())
+    kb.add(PASSAGES)
+    reader = KnowledgeBase.open(kb.path, encoder=Prompted())
+    asking = Prompted(question_prompt="query: ")
+    kb.reencode(asking)
+    assert asking.encoded == 0
+    assert KnowledgeBase.open(kb.path, encoder=asking).encoder_spec["question_prompt"] == "query: "
+    assert reader.encoder_spec["question_prompt"] == ""
+    reader.refresh()
+    assert reader._snapshot._encoder is None  # it would ask as before; the one that the base names is loaded
+
+
+def test_another_metric_is_refused(kb):
+    manifest = json.loads((kb.path / "manifest.json").read_text())
+    (kb.path / "manifest.json").write_text(json.dumps({**manifest, "metric": "cosine"}))
+    for call in (lambda: KnowledgeBase.open(kb.path), lambda: kb.add([Passage("new", text="new")])):
+        with pytest.raises(EncoderMismatchError, match="compares vectors by 'cosine'"):
+            call()
+
+
+@dataclass(frozen=True)
+class PromptedSpec(ToyEncoderSpec):
+    question_prompt: str = ""
+    passage_prompt: str = ""
+
+
+class Prompted(ToyEncoder):
+    """Has prompts in its description."""
+
+    def __init__(self, width=32, **fields):
+        super().__init__(width)
+        self.spec = PromptedSpec(width, **fields)

@@ -11,6 +11,7 @@ from ragstone.cli.options import (
     Beams,
     Decode,
     Device,
+    Devices,
     Dtype,
     Json,
     K,
@@ -21,6 +22,7 @@ from ragstone.cli.options import (
     SearchOption,
     VersionOption,
     Where,
+    WorkerCount,
     parse_version,
 )
 from ragstone.errors import InputError
@@ -74,7 +76,11 @@ def index(
     whole: Annotated[bool, typer.Option("--whole", help="Do not split: a record or page is a passage.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are no longer there.")] = False,
     memory: Memory = None,
-    device: Device = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say disk, memory and time, from a sample, and do nothing.")
+    ] = False,
+    workers: WorkerCount = None,
+    device: Devices = None,
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
@@ -94,6 +100,8 @@ def index(
         split=split,
         prune=prune,
         memory=memory,
+        workers=workers,
+        estimate=estimate,
         device=device,
         dtype=dtype,
         as_json=json,
@@ -104,14 +112,15 @@ def index(
 def reindex(
     kb: Annotated[Path, typer.Argument(help="The knowledge base.")],
     encoder: Annotated[str, typer.Option(help="Name or folder of the new encoder.")],
-    device: Device = None,
+    workers: WorkerCount = None,
+    device: Devices = None,
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
     """Make all vectors anew with another encoder. Run it again if it was interrupted: it goes on from there."""
     from ragstone.cli.indexing import reencode
 
-    reencode(kb, encoder, device=device, dtype=dtype, as_json=json)
+    reencode(kb, encoder, workers=workers, device=device, dtype=dtype, as_json=json)
 
 
 @app.command()

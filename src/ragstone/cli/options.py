@@ -11,6 +11,7 @@ __all__ = [
     "Beams",
     "Decode",
     "Device",
+    "Devices",
     "Dtype",
     "Json",
     "K",
@@ -21,6 +22,7 @@ __all__ = [
     "SearchOption",
     "VersionOption",
     "Where",
+    "WorkerCount",
     "parse_version",
 ]
 
@@ -50,6 +52,8 @@ class Decode(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document a line.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …")]
+Devices = Annotated[str | None, typer.Option("--device", help="cpu, cuda, or several: cuda:0,cuda:1, one worker each.")]
+WorkerCount = Annotated[int | None, typer.Option("--workers", min=1, help="Processes that read and encode [1].")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; by default the quicker one, found by a probe.")]
 K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
 ModelK = Annotated[int | None, typer.Option("-k", min=1, help="Passages a question [the model's own].")]

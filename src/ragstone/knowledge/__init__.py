@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ragstone.knowledge.checking import CheckReport, Fault
     from ragstone.knowledge.compaction import CompactionReport
     from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents, read_file
+    from ragstone.knowledge.estimate import IndexEstimate, Plan, estimate_documents, plan
     from ragstone.knowledge.history import Version
     from ragstone.knowledge.indexing import IndexReport
     from ragstone.knowledge.info import KnowledgeBaseInfo
@@ -23,17 +24,21 @@ __all__ = [
     "Document",
     "Fault",
     "Hit",
+    "IndexEstimate",
     "IndexReport",
     "KnowledgeBase",
     "KnowledgeBaseInfo",
     "Passage",
+    "Plan",
     "Skipped",
     "SplitOptions",
     "Version",
     "as_passages",
     "document_passages",
+    "estimate_documents",
     "find_files",
     "iter_documents",
+    "plan",
     "read_file",
 ]
 
@@ -43,17 +48,21 @@ _HOMES = {
     "Document": "documents",
     "Fault": "checking",
     "Hit": "search",
+    "IndexEstimate": "estimate",
     "IndexReport": "indexing",
     "KnowledgeBase": "base",
     "KnowledgeBaseInfo": "info",
     "Passage": "passages",
+    "Plan": "estimate",
     "Skipped": "documents",
     "SplitOptions": "passages",
     "Version": "history",
     "as_passages": "passages",
     "document_passages": "documents",
+    "estimate_documents": "estimate",
     "find_files": "documents",
     "iter_documents": "documents",
+    "plan": "estimate",
     "read_file": "documents",
 }
 

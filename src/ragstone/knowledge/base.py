@@ -24,6 +24,7 @@ from ragstone.knowledge.codes import move_file
 from ragstone.knowledge.compaction import CompactionReport, folder_bytes, remove_versions
 from ragstone.knowledge.disk_index import build_disk_index
 from ragstone.knowledge.encoding import TextEncoder
+from ragstone.knowledge.estimate import IndexEstimate, estimate_documents
 from ragstone.knowledge.faults import full_disk
 from ragstone.knowledge.history import Version
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
@@ -37,6 +38,7 @@ from ragstone.knowledge.search import DenseWay, Hit, Searcher, SearchMethod, Sea
 from ragstone.knowledge.selftest import SelfTest
 from ragstone.knowledge.snapshot import Snapshot
 from ragstone.knowledge.storage import PassageStore, passage_table
+from ragstone.knowledge.workers import Workers, check_workers
 
 if TYPE_CHECKING:
     from ragstone.knowledge.exchange.chunks import Source
@@ -207,6 +209,11 @@ class KnowledgeBase:
         return self._snapshot.has_encoder
 
     @property
+    def encoder_spec(self) -> dict[str, Any] | None:
+        """The fields of the ``EncoderSpec`` of what made the vectors that are read; None where they were given."""
+        return self._manifest.encoder
+
+    @property
     def encoder(self) -> TextEncoder:
         """What makes the vectors, loaded at first use."""
         return self._snapshot.encoder
@@ -282,6 +289,7 @@ class KnowledgeBase:
         split: SplitOptions | Literal["same"] | None = "same",
         prune: bool = False,
         chunk_passages: int = 2048,
+        workers: Workers = 1,
         progress: Progress | None = None,
     ) -> IndexReport:
         """Read files and folders, split them into passages, encode these and store them.
@@ -295,9 +303,12 @@ class KnowledgeBase:
                 not at all.
             prune: take out the documents that came from ``paths`` and are there no more.
             chunk_passages: how many passages are encoded and committed at once (more where a document has more).
+            workers: how many processes read and encode, or the devices of each, such as ``["cuda:0", "cuda:1"]``; what
+                is stored is the same. Each holds the encoder, which it loads by its name.
             progress: called as ``progress(done, total, unit)``, the unit being "files" and then "passages".
         """
         check_count("chunk_passages", chunk_passages)
+        check_workers(workers)
         with self._writing() as snapshot:
             if split != "same" and split != snapshot.manifest.split:
                 replace(Manifest.read(self.path), split=split).write(self.path)
@@ -309,8 +320,26 @@ class KnowledgeBase:
                 split=snapshot.manifest.split,
                 prune=prune,
                 chunk_passages=chunk_passages,
+                workers=workers,
                 progress=progress,
             )
+
+    def estimate_documents(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        *,
+        split: SplitOptions | Literal["same"] | None = "same",
+        workers: Workers = 1,
+    ) -> IndexEstimate:
+        """Return what `add_documents` would take in disk, memory and time, from a sample; nothing is written here."""
+        return estimate_documents(
+            paths,
+            self.encoder,
+            split=self._manifest.split if split == "same" else split,
+            stored=self._store.documents(),
+            held=len(self),
+            workers=workers,
+        )
 
     def add(self, passages: Iterable[PassageLike], vectors: ArrayLike | None = None) -> int:
         """Store new passages with their ``vectors`` (n, D), or encode them; return how many. No id may be in use."""
@@ -363,6 +392,7 @@ class KnowledgeBase:
         *,
         progress: Progress | None = None,
         chunk: int = 2048,
+        workers: Workers = 1,
         resume: bool = True,
     ) -> int:
         """Make the vectors of all passages anew with another encoder; return the version that has them.
@@ -377,16 +407,20 @@ class KnowledgeBase:
             encoder: "local", the name or folder of an encoder, or an `Encoder`.
             progress: called as ``progress(done, total, "passages")``.
             chunk: how many passages are encoded and put aside at once.
+            workers: as in `add_documents`.
             resume: go on with what an interrupted run with this encoder has put aside; False: start anew.
         """
         check_count("chunk", chunk)
+        check_workers(workers)
         if isinstance(encoder, str | Path):
             device, dtype = self._snapshot.device, self._snapshot.dtype
             encoder = encoding.load(encoder, None, device=device, dtype=dtype)
         with self._writing() as snapshot:
             manifest, spec = snapshot.manifest, encoder.spec.to_dict()
             if manifest.encoder is None or manifest.difference(spec):
-                reencode_passages(snapshot.store, encoder, chunk=chunk, resume=resume, progress=progress)
+                reencode_passages(
+                    snapshot.store, encoder, chunk=chunk, workers=workers, resume=resume, progress=progress
+                )
             elif manifest.encoder != spec:
                 snapshot.store.rename_encoder(spec)
             shutil.rmtree(self.path / STAGING_FOLDER, ignore_errors=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ragstone.errors import ModelError
 from ragstone.knowledge.passages import Passage
 
-__all__ = ["TextEncoder", "encode_passages", "load", "question_encoder_of"]
+__all__ = ["TextEncoder", "check_finite", "encode_passages", "load", "question_encoder_of"]
 
 
 class TextEncoder(Protocol):
@@ -64,6 +64,11 @@ def encode_passages(
 ) -> np.ndarray:
     """Return the vectors (N, D) of N passages."""
     vectors = encoder.encode_passages([(passage.title, passage.text) for passage in passages], progress=progress)
+    return check_finite(vectors, passages)
+
+
+def check_finite(vectors: np.ndarray, passages: Sequence[Passage]) -> np.ndarray:
+    """Return the vectors (N, D) of N passages; raise ModelError if a number in them is not finite."""
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         bad = passages[int(np.argmin(finite))]

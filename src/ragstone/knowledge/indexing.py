@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ragstone.errors import InputError
-from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files, iter_documents
-from ragstone.knowledge.encoding import TextEncoder, encode_passages
+from ragstone.knowledge.documents import Document, Skipped, document_passages, find_files
+from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.passages import Passage, SplitOptions, content_hash
 from ragstone.knowledge.storage import PassageStore, StoredDocument, passage_table
+from ragstone.knowledge.workers import Workers, encode_chunks, read_documents
 
-__all__ = ["IndexReport", "Progress", "index_documents"]
+__all__ = ["IndexReport", "Pending", "Progress", "Reading", "index_documents"]
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, how much there is in all, and the unit: "files" while reading, then "passages"."""
@@ -55,7 +58,7 @@ class IndexReport:
 
 
 @dataclass(frozen=True)
-class _Pending:
+class Pending:
     """A document that is yet to be stored."""
 
     id: str
@@ -64,7 +67,7 @@ class _Pending:
 
 
 @dataclass
-class _Reading:
+class Reading:
     """One pass over the files: what they hold, and what of it is not stored as it stands."""
 
     stored: Mapping[str, StoredDocument]
@@ -75,20 +78,22 @@ class _Reading:
     added: int = 0
     updated: int = 0
 
-    def pending(self, files: Sequence[Path], progress: Progress) -> Iterator[_Pending]:
+    def pending(self, files: Sequence[Path], workers: Workers, progress: Progress) -> Iterator[Pending]:
         """Yield the documents of ``files`` that are new or changed."""
-        for done, file in enumerate(files, 1):
-            try:
-                for document in iter_documents([file]):
-                    if isinstance(document, Skipped):
-                        self.skipped.append(document)
-                    elif (pending := self._examine(document)) is not None:
-                        yield pending
-            except InputError as error:  # it was there when the folder was listed
-                self.skipped.append(Skipped(str(file), str(error)))
-            progress(done, len(files), "files")
+        with read_documents(files, workers=workers) as contents:
+            for done, (file, documents) in enumerate(zip(files, contents, strict=True), 1):
+                try:
+                    for document in documents:
+                        if isinstance(document, Skipped):
+                            self.skipped.append(document)
+                        elif (pending := self.examine(document)) is not None:
+                            yield pending
+                except InputError as error:  # it was there when the folder was listed
+                    self.skipped.append(Skipped(str(file), str(error)))
+                progress(done, len(files), "files")
 
-    def _examine(self, document: Document) -> _Pending | None:
+    def examine(self, document: Document) -> Pending | None:
+        """Return ``document`` with its passages, or None if it is stored as it stands or cannot be."""
         if document.id in self.seen:
             self._skip(document, f"the id {document.id!r} was given before, by {self.seen[document.id]}")
             return None
@@ -105,7 +110,7 @@ class _Reading:
         self.passage_ids |= ids
         self.added += stored is None
         self.updated += stored is not None
-        return _Pending(document.id, hashed, passages)
+        return Pending(document.id, hashed, passages)
 
     def _skip(self, document: Document, reason: str) -> None:
         self.skipped.append(Skipped(document.source or "", f"{document.source}: {reason}; give each its own id"))
@@ -119,6 +124,7 @@ def index_documents(
     split: SplitOptions | None,
     prune: bool,
     chunk_passages: int,
+    workers: Workers,
     progress: Progress | None,
 ) -> IndexReport:
     """Bring ``store`` up to date with the documents of ``paths``; see `KnowledgeBase.add_documents`.
@@ -128,11 +134,11 @@ def index_documents(
     started = time.monotonic()
     progress = progress or (lambda done, total, unit: None)
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    reading = _Reading(store.documents(), split)
+    reading = Reading(store.documents(), split)
     # Everything is read before anything is encoded, so that the total is known from the first passage on. What is to
     # be encoded waits in a temporary file, which is kept in memory while it is small.
     with tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8") as spool:
-        for document in reading.pending(find_files(paths), progress):
+        for document in reading.pending(find_files(paths), workers, progress):
             spool.write(json.dumps(asdict(document)) + "\n")
         spool.seek(0)
         total, done = len(reading.passage_ids), 0
@@ -142,8 +148,10 @@ def index_documents(
             done += count
             progress(done, total, "passages")
 
-        for chunk in _chunks(map(_unspool, spool), chunk_passages):
-            _store(store, load_encoder(), chunk, reading.stored, encoded)
+        chunks = _chunks(map(_unspool, spool), chunk_passages)
+        with encode_chunks(chunks, _passages, load_encoder, workers=workers, encoded=encoded) as made:
+            for chunk, vectors in made:
+                _store(store, chunk, vectors, reading.stored)
     removed = _gone(reading, paths) if prune else []
     store.delete("document_id", removed)
     store.index_words(all_rows=True)
@@ -160,14 +168,14 @@ def index_documents(
     )
 
 
-def _unspool(line: str) -> _Pending:
+def _unspool(line: str) -> Pending:
     values = json.loads(line)
-    return _Pending(values["id"], values["content_hash"], [Passage(**passage) for passage in values["passages"]])
+    return Pending(values["id"], values["content_hash"], [Passage(**passage) for passage in values["passages"]])
 
 
-def _chunks(documents: Iterable[_Pending], chunk_passages: int) -> Iterator[list[_Pending]]:
+def _chunks(documents: Iterable[Pending], chunk_passages: int) -> Iterator[list[Pending]]:
     """Yield whole documents in lists of at least ``chunk_passages`` passages; the last list may hold fewer."""
-    chunk: list[_Pending] = []
+    chunk: list[Pending] = []
     size = 0
     for document in documents:
         chunk.append(document)
@@ -179,18 +187,18 @@ def _chunks(documents: Iterable[_Pending], chunk_passages: int) -> Iterator[list
         yield chunk
 
 
+def _passages(documents: Sequence[Pending]) -> list[Passage]:
+    return [passage for document in documents for passage in document.passages]
+
+
 def _store(
-    store: PassageStore,
-    encoder: TextEncoder,
-    documents: Sequence[_Pending],
-    stored: Mapping[str, StoredDocument],
-    encoded: Callable[[int], None],
+    store: PassageStore, documents: Sequence[Pending], vectors: np.ndarray, stored: Mapping[str, StoredDocument]
 ) -> None:
-    """Encode ``documents`` and put them in the place of what is stored of them, in one commit."""
-    passages = [passage for document in documents for passage in document.passages]
+    """Put ``documents``, whose passages have the ``vectors`` (n, D), in the place of what is stored, in one commit."""
+    passages = _passages(documents)
     table = passage_table(
         passages,
-        encode_passages(encoder, passages, encoded),
+        vectors,
         positions=[position for document in documents for position in range(len(document.passages))],
         content_hashes=[document.content_hash for document in documents for _ in document.passages],
     )
@@ -201,7 +209,7 @@ def _store(
         store.append(table)
 
 
-def _gone(reading: _Reading, paths: Iterable[str | Path]) -> list[str]:
+def _gone(reading: Reading, paths: Iterable[str | Path]) -> list[str]:
     """Return the stored documents that came from ``paths`` and are there no more. An unreadable file is not gone."""
     roots = [Path(path).expanduser().resolve() for path in paths]
     unread = [Path(skipped.path) for skipped in reading.skipped]

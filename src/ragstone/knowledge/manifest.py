@@ -19,7 +19,7 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "MANIFEST_COPY",
     "MANIFEST_FILE",
     "PASSAGES_FOLDER",
+    "SAME_ENCODER",
     "SAME_VECTORS",
     "STAGING_FOLDER",
     "Manifest",
@@ -51,8 +52,10 @@ PASSAGES_FOLDER = "passages.lance"
 STAGING_FOLDER = "reencode.lance"
 LOCK_FILE = "write.lock"
 
-# What decides a passage's vector. A different question prompt or length limit is the caller's choice.
+# What decides a passage's vector, and besides that a question's. A different length limit is the caller's choice.
 SAME_VECTORS = ("fingerprint", "width", "pooling", "normalize", "template", "passage_prompt")
+SAME_ENCODER = (*SAME_VECTORS, "question_prompt")
+METRIC = "inner_product"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Manifest:
     encoder: dict[str, Any] | None = None
     question_encoder: dict[str, Any] | None = None
     split: SplitOptions | None = field(default_factory=SplitOptions)
-    metric: str = "inner_product"
+    metric: str = METRIC
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -104,6 +107,11 @@ class Manifest:
             raise KnowledgeBaseError(
                 f"{folder} has format version {version}, this Ragstone reads up to {FORMAT_VERSION}; upgrade ragstone"
             )
+        if (metric := values.get("metric", METRIC)) != METRIC:
+            raise EncoderMismatchError(
+                f"{folder} compares vectors by {metric!r}, this Ragstone by {METRIC!r} only; make the base anew (for "
+                "cosines with normalize=True), or read it with the version that wrote it"
+            )
         try:
             if values.pop("checksum", None) not in (None, _checksum(values)):
                 raise ValueError("its checksum differs")
@@ -120,14 +128,17 @@ class Manifest:
             return self
         return replace(self, width=width, encoder=encoder, question_encoder=None)
 
-    def difference(self, spec: Mapping[str, Any]) -> str | None:
-        """Return the name of a field by which an encoder with ``spec`` would make other vectors, or None."""
+    def difference(self, spec: Mapping[str, Any], fields: Iterable[str] = SAME_VECTORS) -> str | None:
+        """Return the first of ``fields`` in which an encoder with ``spec`` differs from the base's, or None.
+
+        By default these are what decides a passage's vector.
+        """
         expected = {"width": self.width} if self.encoder is None else self.encoder
-        return next((name for name in SAME_VECTORS if name in expected and spec.get(name) != expected[name]), None)
+        return next((name for name in fields if name in expected and spec.get(name) != expected[name]), None)
 
     def check_encoder(self, spec: dict[str, Any], folder: Path) -> None:
-        """Raise EncoderMismatchError unless an encoder with ``spec`` makes the vectors that this base holds."""
-        name = self.difference(spec)
+        """Raise EncoderMismatchError unless an encoder with ``spec`` makes the vectors of this base and of its questions."""
+        name = self.difference(spec, SAME_ENCODER)
         if name is None:
             return
         made_by = "given vectors" if self.encoder is None else f"the encoder {self.encoder.get('name')!r}"

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from ragstone.errors import KnowledgeBaseError
-from ragstone.knowledge.encoding import TextEncoder, encode_passages
+from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.faults import reading, writing
 from ragstone.knowledge.indexing import Progress
 from ragstone.knowledge.ledger import VersionGuard, ledger_of
 from ragstone.knowledge.manifest import SAME_VECTORS, STAGING_FOLDER
 from ragstone.knowledge.passages import Passage
 from ragstone.knowledge.storage import PassageStore, vector_column
+from ragstone.knowledge.workers import Workers, encode_chunks
 
 __all__ = ["reencode_passages"]
 
@@ -31,7 +32,13 @@ _KEY = "ragstone:vectors"
 
 
 def reencode_passages(
-    store: PassageStore, encoder: TextEncoder, *, chunk: int, resume: bool, progress: Progress | None
+    store: PassageStore,
+    encoder: TextEncoder,
+    *,
+    chunk: int,
+    workers: Workers,
+    resume: bool,
+    progress: Progress | None,
 ) -> None:
     """Replace the vectors of ``store`` by those of ``encoder``; see `KnowledgeBase.reencode`.
 
@@ -49,11 +56,14 @@ def reencode_passages(
         done += count
         progress(done, total, "passages")
 
-    for start in range(0, len(missing), chunk):
-        places = missing[start : start + chunk]
+    def passages(places: np.ndarray) -> list[Passage]:
         rows = store.fetch(row_ids[places], ["id", "title", "text"]).to_pylist()
-        vectors = encode_passages(encoder, [Passage(**row) for row in rows], encoded)
-        staging.append(row_ids[places], stamps[places], vectors)
+        return [Passage(**row) for row in rows]
+
+    chunks = (missing[start : start + chunk] for start in range(0, len(missing), chunk))
+    with encode_chunks(chunks, passages, lambda: encoder, workers=workers, encoded=encoded) as made:
+        for places, vectors in made:
+            staging.append(row_ids[places], stamps[places], vectors)
     order = store.scan([])["_rowid"].to_numpy()
     store.replace_vectors(staging.blocks(order), encoder.width, encoder.spec.to_dict())
 

@@ -9,7 +9,7 @@ from ragstone.errors import EncoderMismatchError, KnowledgeBaseError, ModelError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.encoding import TextEncoder
 from ragstone.knowledge.leases import Lease, choosing
-from ragstone.knowledge.manifest import Manifest
+from ragstone.knowledge.manifest import SAME_ENCODER, Manifest
 from ragstone.knowledge.storage import PassageStore
 
 __all__ = ["Snapshot"]
@@ -101,7 +101,7 @@ class Snapshot:
         self._keep_encoder(encoder or self._encoder)
 
     def _keep_encoder(self, encoder: TextEncoder | None) -> None:
-        fits = encoder is not None and self.manifest.difference(encoder.spec.to_dict()) is None
+        fits = encoder is not None and self.manifest.difference(encoder.spec.to_dict(), SAME_ENCODER) is None
         self._encoder = encoder if fits else None
         if not fits:
             self._question_encoder = None

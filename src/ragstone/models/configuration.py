@@ -34,6 +34,8 @@ class RagConfig(TransformersRagConfig):
       ``question_prompt``: how the question encoder's output becomes a vector (None: read from the encoder);
     - ``score_scale``: τ in s = τ·(q·d). None: 1 for raw inner products, 20 for vectors of unit length;
     - ``passage_encoder``: name or folder of the passage encoder, None for the rule in :class:`ragstone.RagRetriever`;
+    - ``passage_fingerprint``: the weights of the passage encoder that the question encoder was trained with (the
+      ``fingerprint`` of its spec); a knowledge base of another encoder is refused;
     - ``lowercase_questions``: lower-case the question in the context. None: true for checkpoints that transformers wrote
       (the published models are uncased), false otherwise;
     - ``prompt_system``, ``prompt_passage``, ``prompt_question``: the prompt of a causal generator, see
@@ -51,6 +53,7 @@ class RagConfig(TransformersRagConfig):
     question_prompt: str = ""
     score_scale: float | None = None
     passage_encoder: str | None = None
+    passage_fingerprint: str | None = None
     lowercase_questions: bool | None = None
     prompt_system: str | None = None
     prompt_passage: str | None = None

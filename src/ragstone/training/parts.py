@@ -108,6 +108,7 @@ def save_trained(
     adapted: dict[str, Any],
     base_model: str | None,
     passage_encoder: str | None = None,
+    passage_fingerprint: str | None = None,
 ) -> None:
     """Write a checkpoint that ``from_pretrained`` loads: adapters beside the name of their base, or everything.
 
@@ -117,11 +118,13 @@ def save_trained(
         adapted: peft's models, as :func:`make_trainable` returned them.
         base_model: name or folder that the model was loaded from. None: adapters are merged and the whole is written.
         passage_encoder: name or folder of the encoder that passages keep while the question encoder moves on.
+        passage_fingerprint: of its weights, if the question encoder learned with them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rag, fields = model.rag, dict[str, Any]()
     if passage_encoder is not None:
         fields["passage_encoder"] = _seen_from(folder, passage_encoder)
+        fields["passage_fingerprint"] = passage_fingerprint
     if rag.log_score_scale is not None:
         fields["score_scale"] = float(rag.log_score_scale.exp())
     if not adapted or base_model is None:

@@ -87,6 +87,7 @@ class RagTrainer(Trainer):
             raise InputError("label_smoothing has no meaning with answers='all'; set one of them back.")
         self.rag_tokenizer, self.base_model = tokenizer, base_model
         self.plain_retriever = retriever
+        retriever.attach(model.question_encoder)  # compared with the base's encoder while it is what it was
         set_seed(args.seed)  # of the adapters' first weights
         self.adapted = make_trainable(model, self.options)
         self._frozen = frozen_parts(model)
@@ -96,6 +97,7 @@ class RagTrainer(Trainer):
             if not isinstance(retriever.index, KnowledgeBase):
                 raise InputError("train_passage_encoder needs a knowledge base.")
             self.shared_encoder = SharedEncoder(model, retriever.index, self.adapted.get("question_encoder"))
+            retriever.check_encoders = False  # the base follows the model from now on
             if every := self.options.refresh_every:
                 folder = Path(args.output_dir) / "encoders"
                 callbacks.append(RefreshPassages(retriever.index, self.shared_encoder, every, folder))
@@ -267,6 +269,7 @@ class RagTrainer(Trainer):
                 adapted=self.adapted,
                 base_model=self.base_model,
                 passage_encoder=self._passage_encoder(folder),
+                passage_fingerprint=self._passage_fingerprint(),
             )
 
     def _passage_encoder(self, folder: Path) -> str | None:
@@ -277,6 +280,13 @@ class RagTrainer(Trainer):
         if not self.options.train_question_encoder or not isinstance(base, KnowledgeBase) or not base.has_encoder:
             return None
         return base.encoder.spec.name
+
+    def _passage_fingerprint(self) -> str | None:
+        """The weights that the question encoder learned to find passages of, unless these learn too."""
+        base = self.plain_retriever.index
+        if self.shared_encoder is not None or not isinstance(base, KnowledgeBase) or base.encoder_spec is None:
+            return None
+        return str(base.encoder_spec["fingerprint"])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -1,0 +1,167 @@
+"""What a base of 21 million passages will take: two sizes are built and measured, and extrapolated.
+
+    python benchmarks/knowledge_plan.py [--sizes 100000 400000] [--width 768] [--target 21000000]
+
+Each size is built from generated vectors of low intrinsic dimension and varying norms, with texts of 100 words, by a
+process of its own; another process opens the base and answers a question. Measured are bytes on disk, seconds to build
+until the first answer, and the resident memory of the process that answers. The smaller size, with what an empty base
+takes, says what the larger will take; the deviation from what it does take is printed, and so is that of
+`ragstone.knowledge.plan`. The target is extrapolated from both sizes. Exits with 1 if a deviation is above 20 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from machine import describe
+
+TOLERANCE = 0.2
+BATCH = 20_000
+INTRINSIC = 32
+WORDS = 50_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a base of ``passages`` took: bytes on disk, seconds to build, bytes of memory to build and to search."""
+
+    passages: int
+    text: float  # bytes in all
+    disk: float
+    seconds: float
+    building: float
+    searching: float
+
+
+def resident() -> float:
+    """Bytes that this process holds now, as ps counts them."""
+    import os
+
+    said = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return int(said.stdout) * 1024.0
+
+
+def vectors(chance: np.random.Generator, basis: np.ndarray, count: int) -> np.ndarray:
+    """Return (count, D) vectors near a space of 32 dimensions, whose lengths vary by a third."""
+    flat = chance.standard_normal((count, len(basis)), np.float32) @ basis
+    flat += 0.1 * chance.standard_normal(flat.shape, np.float32)
+    lengths = chance.uniform(0.8, 1.2, (count, 1)).astype(np.float32)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True) * lengths
+
+
+def build(folder: Path, passages: int, width: int) -> None:
+    """Make a base in ``folder``, and print seconds and the most memory that this process held."""
+    import resource
+
+    from ragstone.knowledge import KnowledgeBase, Passage
+
+    chance = np.random.default_rng(0)
+    basis = chance.standard_normal((INTRINSIC, width)).astype(np.float32)
+    words = np.array([f"word{n}" for n in range(WORDS)])
+    spent = text = 0.0
+    base = KnowledgeBase.create(folder, encoder=None, width=width)
+    for start in range(0, passages, BATCH):
+        count = min(BATCH, passages - start)
+        made = vectors(chance, basis, count)
+        drawn = words[np.minimum(chance.zipf(1.3, (count, 100)) - 1, WORDS - 1)]
+        rows = [Passage(f"p{start + n}", text=" ".join(row)) for n, row in enumerate(drawn)]
+        text += sum(len(passage.text) for passage in rows)
+        started = time.perf_counter()
+        base.add(rows, vectors=made)
+        spent += time.perf_counter() - started
+    started = time.perf_counter()
+    base.search(vectors=np.ones(width), k=10)
+    spent += time.perf_counter() - started
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"text": text, "seconds": spent, "building": peak}))
+
+
+def answer(folder: Path) -> None:
+    """Open the base in ``folder``, answer questions, and print the memory that this process holds then."""
+    from ragstone.knowledge import KnowledgeBase
+
+    base = KnowledgeBase.open(folder)
+    for question in np.random.default_rng(1).standard_normal((10, base.width)):
+        base.search(vectors=question, k=10)
+    print(json.dumps({"searching": resident()}))
+
+
+def measure(work: Path, passages: int, width: int) -> Measured:
+    folder = work / f"kb{passages}"
+
+    def run(*arguments: object) -> dict[str, float]:
+        command = [sys.executable, __file__, *map(str, arguments)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    values = run("--build", folder, "--sizes", passages, "--width", width)
+    values |= run("--answer", folder)
+    disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Measured(passages, values["text"], disk, values["seconds"], values["building"], values["searching"])
+
+
+def along(first: Measured, second: Measured, passages: int) -> Measured:
+    """Return the point for ``passages`` on the line through two measured ones."""
+    share = (passages - first.passages) / (second.passages - first.passages)
+    a, b = asdict(first), asdict(second)
+    return Measured(passages, **{name: a[name] + share * (b[name] - a[name]) for name in a if name != "passages"})
+
+
+def row(name: str, at: Measured) -> str:
+    gigabytes = " | ".join(f"{value / 1e9:,.2f}" for value in (at.disk, at.building, at.searching))
+    return f"| {name} | {at.passages:,} | {gigabytes} | {at.seconds:,.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000])
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--target", type=int, default=21_000_000)
+    parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.build:
+        return build(options.build, options.sizes[0], options.width)
+    if options.answer:
+        return answer(options.answer)
+
+    from ragstone.knowledge import plan
+
+    with tempfile.TemporaryDirectory() as work:
+        # An empty base says what does not grow; codes, which small bases do without, are no part of that.
+        sizes = [measure(Path(work), size, options.width) for size in (0, *sorted(options.sizes))]
+    empty, small, large = sizes[0], sizes[-2], sizes[-1]
+    said = along(empty, small, large.passages)
+    formula = plan(large.passages, options.width, text_bytes=large.text / large.passages)
+    deviations = {
+        "disk": said.disk / large.disk - 1,
+        "searching": said.searching / large.searching - 1,
+        "disk by plan": formula.disk_bytes / large.disk - 1,
+        "searching by plan": formula.memory_bytes / large.searching - 1,
+    }
+    seconds = said.seconds / large.seconds - 1
+    print(f"{describe()}; width {options.width}")
+    print("\n| | passages | disk, GB | memory to build, GB | memory to search, GB | seconds to build |")
+    print("|---|---|---|---|---|---|")
+    for at in sizes:
+        print(row("measured", at))
+    print(row("from the smaller size", said))
+    print(row("extrapolated", along(small, large, options.target)))
+    target = plan(options.target, options.width)
+    print(f"\nplan: {target.disk_bytes / 1e9:,.1f} GB on disk, {target.memory_bytes / 1e9:,.1f} GB of memory to search")
+    print("deviation: " + ", ".join(f"{name} {value:+.1%}" for name, value in deviations.items()), end="")
+    print(f"; seconds {seconds:+.1%} (for information)")
+    sys.exit(any(abs(value) > TOLERANCE for value in deviations.values()))
+
+
+if __name__ == "__main__":
+    main()
