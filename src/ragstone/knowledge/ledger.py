@@ -94,6 +94,9 @@ class Ledger:
         self._head = head
         self._offset = len(head)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        return self  # a process keeps one of each folder
+
     @property
     def path(self) -> Path:
         """The ledger's file."""
