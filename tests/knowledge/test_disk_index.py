@@ -103,7 +103,11 @@ def test_other_vectors_have_no_old_index(tmp_path):
     assert kb.search("word77", k=3) == kb.search("word77", k=3, search="exact")
     assert kb.prepare() is not None
     assert kb.dense_search == "disk"
-    assert kb.search("word77", k=3) == kb.search("word77", k=3, search="exact")
+    questions = [f"word{i}" for i in range(0, 1500, 50)]
+    near, best = kb.search(questions, k=3), kb.search(questions, k=3, search="exact")
+    # Of 40 numbers the index keeps a bit each, so it finds most of them, with the right scores; an old one, hardly any.
+    shares = [sum(hit in exact for hit in hits) / 3 for hits, exact in zip(near, best, strict=True)]
+    assert np.mean(shares) > 0.8
 
 
 def test_one_that_is_damaged_is_named_and_repaired(base):
