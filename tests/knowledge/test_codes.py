@@ -1,4 +1,6 @@
+import itertools
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -123,3 +125,32 @@ def test_only_the_newest_codes_are_kept(grown):
     check_codes_are_right(kb, held | {f"new{i}": new[i] for i in range(300)})
     assert [int(file.name.split("-")[2]) for file in kb.path.glob("codes-*.tvim")] == [kb.version]
     assert not [file for file in kb.path.iterdir() if file.name.startswith(".codes")]
+
+
+def test_threads_that_share_a_base_search_while_it_changes(grown):
+    kb, held = grown
+    ids = [*held]
+    question = low_dimensional(1, 24, seed=6)[0]
+    states, failures, done = [dict(held)], [], threading.Event()
+    for turn in range(6):
+        new = low_dimensional(10, 24, seed=7 + turn)
+        states.append(states[-1] | dict(zip(ids[10 * turn :], 2 * new, strict=False)))
+    allowed = [tuple(brute_force(ids, np.array([state[i] for i in ids]), question, 3)) for state in states]
+
+    def search_on() -> None:
+        while not done.is_set():
+            hits = tuple(found(kb.search(vectors=question, k=3)))
+            if hits not in allowed:
+                failures.append(hits)
+
+    threads = [threading.Thread(target=search_on) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for before, after in itertools.pairwise(states):
+        changed = [i for i in ids if after[i] is not before[i]]
+        kb.upsert([Passage(i) for i in changed], vectors=np.array([after[i] for i in changed]))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert tuple(found(kb.search(vectors=question, k=3))) == allowed[-1]

@@ -6,10 +6,11 @@ Candidates come from quantised codes in memory, or from an index on disk where t
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -88,11 +89,15 @@ class Searcher:
         self._folder = folder
         self._base_id = base_id
         self._codes: Codes | None = None
+        self._codes_lock = threading.Lock()  # they are brought to another version in place
         self._disk: DiskIndex | None = None
         self._blocks: tuple[int, list[Block]] | None = None  # all vectors of a version of a small base
         self._allowed: dict[tuple[int, str], np.ndarray] = {}
         self._tests: dict[tuple[int, str], SelfTest | None] = {}  # by version and way
         self._warned: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Searcher:
+        return Searcher(self._folder, self._base_id, self.memory)
 
     def fitting_way(self, store: PassageStore) -> DenseWay:
         """Return the way of searching by vector that is right for the size of the base and the memory."""
@@ -127,8 +132,7 @@ class Searcher:
         test = self._known_test(store, way)
         if test is None:
             if way == "quantised":
-                codes = self._current_codes(store)
-                test = measure(store, way, lambda q, k, b: codes.search(q, _count(k, b)), _BREADTHS)
+                test = measure(store, way, lambda q, k, b: self._search_codes(store, q, _count(k, b)), _BREADTHS)
             else:
                 disk = self._disk_index(store)
                 test = measure(store, way, lambda q, k, b: disk.search(q, _count(k), b), disk.breadths)
@@ -217,17 +221,20 @@ class Searcher:
         if way == "disk":
             disk = self._disk_index(store)
             return disk.search(vectors, _count(k), test.breadth if test else disk.parts, where)
-        codes = self._current_codes(store)
-        return list(codes.search(vectors, _count(k, test.breadth if test else _BREADTH), allowed))
+        return list(self._search_codes(store, vectors, _count(k, test.breadth if test else _BREADTH), allowed))
 
-    def _current_codes(self, store: PassageStore) -> Codes:
-        self._codes = current_codes(self._folder, self._base_id, store, self._codes)
-        return self._codes
+    def _search_codes(
+        self, store: PassageStore, vectors: np.ndarray, count: int, allowed: np.ndarray | None = None
+    ) -> np.ndarray:
+        with self._codes_lock:
+            self._codes = current_codes(self._folder, self._base_id, store, self._codes)
+            return self._codes.search(vectors, count, allowed)
 
     def _disk_index(self, store: PassageStore) -> DiskIndex:
-        if self._disk is None or self._disk.version != store.version:
-            self._disk = DiskIndex(store, self.memory)
-        return self._disk
+        disk = self._disk
+        if disk is None or disk.version != store.version:
+            self._disk = disk = DiskIndex(store, self.memory)
+        return disk
 
     def _known_test(self, store: PassageStore, way: str) -> SelfTest | None:
         key = store.version, way
@@ -238,21 +245,23 @@ class Searcher:
     def _fulfilling(self, store: PassageStore, where: str) -> np.ndarray:
         """Return the row ids that fulfil ``where``; those of the last few predicates stay in memory."""
         key = store.version, where
-        if key not in self._allowed:
-            while len(self._allowed) >= _REMEMBERED_PREDICATES:
-                self._allowed.pop(next(iter(self._allowed)))
-            self._allowed[key] = store.row_ids(where)
-        return self._allowed[key]
+        allowed = self._allowed.get(key)
+        if allowed is None:
+            allowed = store.row_ids(where)
+            kept = [*self._allowed.items()][1 - _REMEMBERED_PREDICATES :]
+            self._allowed = dict([*kept, (key, allowed)])
+        return allowed
 
     def _vectors(self, store: PassageStore, where: str | None) -> Iterator[Block]:
         """Yield the blocks of vectors of all rows that fulfil ``where``; those of a small base stay in memory."""
         if self.fitting_way(store) != "exact":
             yield from store.vectors(where)
             return
-        if self._blocks is None or self._blocks[0] != store.version:
-            self._blocks = store.version, list(store.vectors())
+        blocks = self._blocks  # another thread may put those of another version there
+        if blocks is None or blocks[0] != store.version:
+            self._blocks = blocks = store.version, list(store.vectors())
         allowed = None if where is None else self._fulfilling(store, where)
-        for row_ids, vectors in self._blocks[1]:
+        for row_ids, vectors in blocks[1]:
             if allowed is None:
                 yield row_ids, vectors
             else:
