@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from ragstone.errors import InputError, MissingExtraError
+from ragstone.knowledge.codes import codes_bytes
 from ragstone.knowledge.documents import Document, Skipped, find_files, read_file
 from ragstone.knowledge.encoding import TextEncoder, encode_passages
 from ragstone.knowledge.indexing import Reading
@@ -26,14 +27,16 @@ from ragstone.knowledge.workers import Workers, check_workers
 
 __all__ = ["IndexEstimate", "Plan", "estimate_documents", "plan"]
 
-# Measured with English passages of 100 words (600 bytes).
+# On disk, as measured with English passages of 100 words (600 bytes).
 _TEXT_SHARE = 0.69  # of the bytes of text that Lance writes, ids and source included
 _WORDS_SHARE = 0.29  # of the bytes of text that the keyword index takes, besides its vocabulary
 _VOCABULARY_BYTES, _VOCABULARY_GROWTH = 5500, 0.6  # of N passages: 5500 · N^0.6 bytes (Heaps' law)
 _CODE_ROW_BYTES = 12  # of a row in the file of codes: its id and length
-_CODE_ROW_MEMORY = 32  # and in memory besides: where an id is found, and which version wrote it
+# In memory, counted.
+_ROW_MEMORY = 24  # of a passage: its row id, which version wrote it, and where it lies
 _READING_ROW_MEMORY = 400  # of a passage that waits to be encoded: its id, and its document's
 _PROCESS_MEMORY = 400_000_000  # Python, Lance, Arrow and blocks of vectors on their way
+_INDEX_CACHE = 64_000_000  # the least that the index on disk needs
 
 _SAMPLE_DOCUMENTS = 200
 _SAMPLE_SECONDS = 10.0
@@ -55,6 +58,7 @@ class Plan:
         words_bytes: of the keyword index.
         codes_bytes: of the file of 4-bit codes; 0 where so few passages are searched exactly.
         memory_bytes: of a process that searches, codes included, but without an encoder.
+        least_memory_bytes: the same with the index on disk in the place of the codes.
     """
 
     passages: int
@@ -63,6 +67,7 @@ class Plan:
     words_bytes: int
     codes_bytes: int
     memory_bytes: int
+    least_memory_bytes: int
 
     @property
     def disk_bytes(self) -> int:
@@ -75,19 +80,23 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
 
     >>> wikipedia = plan(21_000_000, 768)
     >>> round(wikipedia.disk_bytes / 1e9), round(wikipedia.memory_bytes / 1e9, 1)
-    (85, 9.4)
+    (85, 10.6)
+    >>> round(wikipedia.least_memory_bytes / 1e9, 1)
+    1.0
     """
     if passages < 0 or width < 1:
         raise InputError(f"passages={passages} and width={width} describe no base; give counts from 0 and from 1 up")
     text = passages * text_bytes
     codes = 0 if passages < EXACT_BELOW else passages * (-(-width // 8) * 4 + _CODE_ROW_BYTES)
+    rows = _PROCESS_MEMORY + (_ROW_MEMORY * passages if codes else 0)
     return Plan(
         passages=passages,
         width=width,
         data_bytes=round(passages * 4 * width + _TEXT_SHARE * text),
         words_bytes=round(_WORDS_SHARE * text + _VOCABULARY_BYTES * passages**_VOCABULARY_GROWTH),
         codes_bytes=codes,
-        memory_bytes=_PROCESS_MEMORY + (codes + passages * _CODE_ROW_MEMORY if codes else 0),
+        memory_bytes=rows + (codes_bytes(passages, width) if codes else 0),
+        least_memory_bytes=rows + _INDEX_CACHE if codes else rows,
     )
 
 
