@@ -39,6 +39,7 @@ _SCAN_ROWS = 16_384
 _SCAN_BYTES = 32 << 20  # of vectors in a batch
 _READ_AHEAD = 2  # batches
 _IO_BUFFER = 128 << 20
+_CACHES = {"index_cache_size_bytes": 512 << 20, "metadata_cache_size_bytes": 128 << 20}  # Lance's own: 6 GB and 1 GB
 _LISTED_IDS = 1000  # more are looked for by reading all ids, not by a predicate that lists them
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
 _ENCODER_KEY = "ragstone:encoder"
@@ -143,7 +144,7 @@ class PassageStore:
             # does not hold them yet, Lance scans them with the same words and the same scores.
             for column in KEYWORD_COLUMNS:
                 dataset.create_scalar_index(column, "INVERTED", **_TOKENIZER)
-        return cls(path, dataset)
+        return cls(path, lance.dataset(path, **_CACHES))
 
     @classmethod
     def open(cls, folder: Path, width: int, version: int | None = None) -> PassageStore:
@@ -152,7 +153,7 @@ class PassageStore:
 
         path = folder / PASSAGES_FOLDER
         with reading(path):
-            dataset = lance.dataset(path)
+            dataset = lance.dataset(path, **_CACHES)
             if version is not None:
                 known = [entry["version"] for entry in dataset.versions()]
                 if version not in known:
