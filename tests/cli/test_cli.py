@@ -109,6 +109,19 @@ def test_durations(text, duration):
             parse_duration(wrong)
 
 
+def test_search_options(base):
+    folder, _ = base
+    hits = json.loads(ragstone("search", folder, "France", "-k", 9, "--json").stdout)
+    least = hits[2]["score"]
+    options = ("--min-score", least, "--per-document", 1, "--memory", "1GB", "--json")
+    chosen = json.loads(ragstone("search", folder, "France", "-k", 9, *options).stdout)
+    first = {hit["document_id"]: hit for hit in reversed(hits) if hit["score"] >= least}
+    assert {hit["id"] for hit in chosen} == {hit["id"] for hit in first.values()}
+    assert json.loads(ragstone("info", folder, "--memory", "3MB", "--json").stdout)["memory"] == 3_000_000
+    refused = ragstone("search", folder, "France", "--memory", "lots")
+    assert (refused.returncode, "memory='lots'" in refused.stderr) == (2, True)
+
+
 def test_an_encoder_is_trained_and_the_base_moved_to_it(base, models, tmp_path):
     folder, _ = base
     hits = json.loads(ragstone("search", folder, "bees", "-k", len(TOY_PASSAGES), "--json").stdout)

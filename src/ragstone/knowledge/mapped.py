@@ -7,6 +7,7 @@ never changed once they are written. What the operating system holds of them it 
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class MappedVectors:
                 return None
             column = file.column_indices[list(file.fields).index(self._field)]
             described = LanceFileReader(str(path)).metadata().columns[column].pages
-            whole = np.memmap(path, np.uint8, "r").view(np.ndarray)
+            whole = _map_file(path)
         except (OSError, ValueError):
             return None
         counts, pages = [], []
@@ -118,3 +119,12 @@ class MappedVectors:
         if sum(counts) != rows:
             return None
         return _Pages(np.cumsum([0, *counts[:-1]]), pages)
+
+
+def _map_file(path: Path) -> np.ndarray:
+    """Return the bytes (n,) of a file, of which only what is looked at is read."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)  # or each vector would bring its neighbours from the disk
+    return np.frombuffer(mapped, np.uint8)

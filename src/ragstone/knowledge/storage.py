@@ -43,6 +43,7 @@ _AGES = timedelta(days=365_000)
 _SCAN_BYTES = 32 << 20  # of vectors in a batch
 _READ_AHEAD = 2  # batches
 _IO_BUFFER = 128 << 20
+_CACHES = {"index_cache_size_bytes": 512 << 20, "metadata_cache_size_bytes": 128 << 20}  # Lance's own: 6 GB and 1 GB
 _LISTED_IDS = 1000  # more are looked for by reading all ids, not by a predicate that lists them
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
 _ENCODER_KEY = "ragstone:encoder"
@@ -138,7 +139,7 @@ class PassageStore:
             # An empty index fixes how words are told apart. Rows are found through it from the first on; while it
             # does not hold them yet, Lance scans them with the same words and the same scores.
             _index_words(dataset)
-        return cls(path, dataset)
+        return cls(path, lance.dataset(path, **_CACHES))
 
     @classmethod
     def open(cls, folder: Path, width: int, version: int | str | None = None) -> PassageStore:
@@ -156,7 +157,7 @@ class PassageStore:
                 ledger_of(path).verify_manifest(version)
             elif version is not None:
                 version = History(path).number(version)
-            store = cls(path, lance.dataset(path, version=version))
+            store = cls(path, lance.dataset(path, version=version, **_CACHES))
             store.verify()
         if store.encoder is None and store.width != width:
             raise KnowledgeBaseError(
