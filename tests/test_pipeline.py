@@ -50,7 +50,7 @@ def test_an_answer_holds_its_evidence(rag):
 
 def test_log_prob_is_that_of_the_answer_s_own_tokens(rag):
     answer = rag("how high is everest?", max_new_tokens=6)
-    prepared = rag._prepare(["how high is everest?"], 3, "dense", None, "dense", None)
+    prepared = rag._prepare(rag.retriever, ["how high is everest?"], 3, "dense", None, "dense", None)
     out = rag.model.generate(**prepared.inputs, max_new_tokens=6, return_dict_in_generate=True)
     labels = rag.model.rag.adapter().labels_of(out.sequences)
     forward = rag.model(**prepared.inputs, labels=labels[:, : len(answer.tokens)])
@@ -74,7 +74,7 @@ def test_bounds_are_enough_where_one_says_so(rag):
 def test_score_of_any_string_equals_the_model_s_own(rag):
     answer = rag("who wrote hamlet?", max_new_tokens=4)
     score = answer.score_of("Shakespeare")
-    prepared = rag._prepare(["who wrote hamlet?"], 3, "dense", None, "dense", None)
+    prepared = rag._prepare(rag.retriever, ["who wrote hamlet?"], 3, "dense", None, "dense", None)
     labels = rag.tokenizer(text_target=["Shakespeare"], return_tensors="pt")["labels"]
     out = rag.model(**prepared.inputs, labels=labels)
     assert score.log_prob == pytest.approx(-float(out.nll), rel=1e-5)
