@@ -98,7 +98,10 @@ def test_other_vectors_have_no_old_index(tmp_path):
     assert kb.dense_search == "disk"
     kb.reencode(ToyEncoder(width=40))
     assert kb.dense_search == "exact"
-    assert kb.search("word77", k=3) == kb.search("word77", k=3, search="exact")
+    questions = [f"word{i}" for i in range(0, 1500, 37)]
+    expected = kb.search(questions, k=5, search="exact")
+    assert kb.search(questions, k=5) == expected
     assert kb.prepare() is not None
     assert kb.dense_search == "disk"
-    assert kb.search("word77", k=3) == kb.search("word77", k=3, search="exact")
+    pairs = zip(kb.search(questions, k=5), expected, strict=True)
+    assert np.mean([len(dict(found(hits)).keys() & dict(found(best)).keys()) / 5 for hits, best in pairs]) >= 0.9
