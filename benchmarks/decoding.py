@@ -431,6 +431,7 @@ def sweep(options: Any) -> None:
             panel.annotate(f"{f['ratio']:.1f}×", (n, f["ragstone"]), **below)
         panel.set(title=f"RAG-{method.capitalize()}", yscale="log", xlabel={"k": "passages K"}.get(name, name))
         panel.set_xticks(range(len(values)), map(str, values))
+        panel.margins(x=0.08, y=0.12)  # room for the ratios
     panels[0].set_ylabel("seconds")
     panels[0].legend()
     fixed = ", ".join(f"{key} = {getattr(SWEPT, key)}" for key in (*SWEEPS, "tokens") if key != name)
