@@ -235,10 +235,11 @@ def test_another_encoder_under_the_same_name_is_refused(encoder_folder):
 # The end of the process that started them
 
 INDEX = """
-import os, sys
+import os, signal, sys
 from ragstone.knowledge import KnowledgeBase, SplitOptions, workers
 from ragstone.testing import ToyEncoder
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs these tests may ignore it
     workers.PIECE_PASSAGES = 3
     base, notes = sys.argv[1:]
     told = lambda done, total, unit: unit == "passages" and print(done, flush=True)
