@@ -464,3 +464,14 @@ def test_a_copy_of_a_base_is_compacted_on_its_own(kb, tmp_path):
     copy.compact(NOW)
     assert (numbers(copy), len(copy)) == ([copy.version], 4)
     assert len(numbers(kb)) == 7
+
+
+def test_versions_are_not_listed_while_some_are_being_removed(kb):
+    listed = []
+    thread = threading.Thread(target=lambda: listed.append(numbers(kb)))
+    with leases.removing(kb.path):
+        thread.start()
+        thread.join(0.3)
+        assert not listed
+    thread.join()
+    assert listed == [[*range(1, kb.version + 1)]]

@@ -29,6 +29,7 @@ from ragstone.knowledge.faults import full_disk
 from ragstone.knowledge.history import Version
 from ragstone.knowledge.indexing import IndexReport, Progress, index_documents
 from ragstone.knowledge.info import KnowledgeBaseInfo, describe
+from ragstone.knowledge.leases import choosing
 from ragstone.knowledge.manifest import MANIFEST_FILE, PASSAGES_FOLDER, STAGING_FOLDER, Manifest, check_new, write_lock
 from ragstone.knowledge.memory import parse_memory
 from ragstone.knowledge.passages import Passage, SplitOptions, iter_passages
@@ -238,7 +239,8 @@ class KnowledgeBase:
 
     def versions(self) -> list[Version]:
         """Return every version that can be opened, oldest first."""
-        return self._store.history.versions()
+        with choosing(self.path):  # listing them reads each one's manifest
+            return self._store.history.versions()
 
     def tags(self) -> dict[str, int]:
         """Return the versions that have names, by name."""
