@@ -22,6 +22,7 @@ from ragstone.knowledge.manifest import (
     PASSAGES_FOLDER,
     STAGING_FOLDER,
     Manifest,
+    partial_manifests,
 )
 from ragstone.knowledge.storage import PassageStore, passage_table
 
@@ -274,9 +275,9 @@ def _staging_faults(folder: Path) -> Iterator[Fault]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files of writes that were killed at least an hour ago."""
-    hidden = [*folder.glob(".codes.*"), *folder.glob(f".{MANIFEST_FILE}.*"), *folder.glob(f"{PASSAGES_FOLDER}/.*")]
+    hidden = [*folder.glob(".codes.*"), *partial_manifests(folder), *folder.glob(f"{PASSAGES_FOLDER}/.*")]
     latest = time.time() - _STALE_SECONDS
-    return [file for file in hidden if file.name != MANIFEST_COPY and file.is_file() and file.stat().st_mtime < latest]
+    return [file for file in hidden if file.is_file() and file.stat().st_mtime < latest]
 
 
 def _repair_remedy(folder: Path) -> str:

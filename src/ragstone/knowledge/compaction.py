@@ -19,7 +19,7 @@ from pathlib import Path
 from ragstone.knowledge.codes import drop_stale_files
 from ragstone.knowledge.history import Version
 from ragstone.knowledge.leases import leased, removing
-from ragstone.knowledge.manifest import MANIFEST_FILE, STAGING_FOLDER, Manifest
+from ragstone.knowledge.manifest import STAGING_FOLDER, Manifest, partial_manifests
 from ragstone.knowledge.storage import PassageStore
 
 __all__ = ["CompactionReport", "folder_bytes", "outdated", "remove_versions"]
@@ -106,7 +106,7 @@ def remove_versions(
 def _drop_leftovers(folder: Path, manifest: Manifest, keep: timedelta) -> None:
     """Delete what killed processes left: halves of manifests and codes, and vectors of a re-encoding given up."""
     drop_stale_files(folder, manifest.id)
-    for partial in folder.glob(f".{MANIFEST_FILE}.*"):
+    for partial in partial_manifests(folder):
         partial.unlink(missing_ok=True)
     staging = folder / STAGING_FOLDER
     times = [file.stat().st_mtime for file in staging.rglob("*")]

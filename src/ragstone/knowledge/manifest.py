@@ -40,6 +40,7 @@ __all__ = [
     "STAGING_FOLDER",
     "Manifest",
     "check_new",
+    "partial_manifests",
     "write_file",
     "write_lock",
 ]
@@ -178,6 +179,12 @@ def write_file(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_manifests(folder: Path) -> list[Path]:
+    """Return what killed processes left of the manifest and its copy in ``folder``; the copy itself is none of it."""
+    partial = [*folder.glob(f".{MANIFEST_FILE}.*"), *folder.glob(f".{MANIFEST_COPY}.*")]
+    return [path for path in partial if path.name != MANIFEST_COPY]
 
 
 @contextlib.contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ragstone.knowledge.manifest import write_file
 from ragstone.knowledge.passages import content_hash
 from ragstone.knowledge.ranking import exact_candidates, rescore
 from ragstone.knowledge.storage import PassageStore
@@ -95,13 +95,8 @@ def write_self_test(folder: Path, base_id: str, store: PassageStore, test: SelfT
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         held = json.loads(path.read_bytes())
         ways = dict(held["ways"]) if held["key"] == key else {}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        try:
-            partial.write_text(json.dumps({"key": key, "ways": {**ways, test.way: asdict(test)}}, indent=2))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_file(path, json.dumps({"key": key, "ways": {**ways, test.way: asdict(test)}}, indent=2).encode())
 
 
 def _key(base_id: str, store: PassageStore) -> str:
