@@ -51,7 +51,7 @@ def grown(tmp_path):
 
 
 def forbid_building(monkeypatch):
-    monkeypatch.setattr(codes, "_build", lambda store: pytest.fail("the codes were built anew"))
+    monkeypatch.setattr(codes, "_build", lambda store, bits: pytest.fail("the codes were built anew"))
 
 
 @pytest.mark.parametrize("reopened", [False, True])
@@ -154,3 +154,28 @@ def test_threads_that_share_a_base_search_while_it_changes(grown):
         thread.join()
     assert not failures
     assert tuple(found(kb.search(vectors=question, k=3))) == allowed[-1]
+
+
+def test_codes_of_half_the_size_where_the_others_do_not_fit(tmp_path, monkeypatch):
+    vectors = low_dimensional(5000, 64, seed=0)
+    large, ids = filled(tmp_path / "large", vectors)
+    between = (codes.codes_bytes(5000, 64, 2) + codes.codes_bytes(5000, 64, 4)) // 2
+    coarse = KnowledgeBase.open(large.path, memory=between)
+    assert coarse.dense_search == "coarse"
+    questions = low_dimensional(100, 64, seed=1)
+    large.search(vectors=questions[:1])
+    dense, exact = (coarse.search(vectors=questions, k=10, search=method) for method in ("dense", "exact"))
+    assert np.mean([len(set(found(a)) & set(found(b))) / 10 for a, b in zip(dense, exact, strict=True)]) >= 0.99
+    assert coarse.info().self_test.way == "coarse"
+    assert coarse._searcher._codes.bits == 2
+    # Both files are there now; each is found by those who can hold it, patched, and only the newest of its kind stays.
+    forbid_building(monkeypatch)
+    coarse.delete(ids[:200])
+    left = dict(zip(ids[200:], vectors[200:], strict=True))
+    for memory, bits in ((between, 2), (None, 4)):
+        reader = KnowledgeBase.open(large.path, memory=memory)
+        check_codes_are_right(reader, left)
+        assert reader._searcher._codes.bits == bits
+    assert len(list(large.path.glob("codes-*-2bit.tvim"))) == 1
+    assert len(list(large.path.glob("codes-*.tvim"))) == 2
+    assert KnowledgeBase.check(large.path).sound

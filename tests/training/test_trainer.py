@@ -415,3 +415,40 @@ def test_the_base_is_encoded_anew_while_training_goes_on(shared, tmp_path, rank)
 def test_a_passage_encoder_that_is_another_model_cannot_learn_as_one(base, tmp_path):
     with pytest.raises(InputError, match="another encoder than the model's question encoder"):
         trainer_of(base, tmp_path / "out", options=TrainingOptions(train_passage_encoder=True))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_passages_without_an_answer_learn_to_decline(base, tmp_path, kind):
+    trainer = trainer_of(
+        base, tmp_path / "a", kind=kind, options=TrainingOptions(k=3, decline_weight=2.0), dropout=False
+    )
+    plain = trainer_of(base, tmp_path / "b", kind=kind, options=TrainingOptions(k=3), dropout=False)
+    batch = {"rows": QUESTIONS[:2]}
+    trainer.model.eval(), plain.model.eval()
+    added = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)) - plain.compute_loss(
+        plain.model, plain._prepare_inputs(batch)
+    )
+    # By definition: the empty answer as a target of its own, under each passage that lacks the answers.
+    empty = trainer.rag_tokenizer(text_target=["", ""], return_tensors="pt")["labels"]
+    trainer.model.set_retriever(trainer.plain_retriever)
+    out = trainer.model(questions=[q.question for q in QUESTIONS[:2]], labels=empty, n_docs=3, output_retrieved=True)
+    texts = {id_: base.get(id_)[0].text for row in out.retrieved_doc_ids for id_ in row}
+    expected = 0.0
+    for b, row in enumerate(out.retrieved_doc_ids):
+        for k, id_ in enumerate(row):
+            if id_ not in QUESTIONS[b].positive_ids and not any(a in texts[id_] for a in QUESTIONS[b].answers):
+                expected -= out.token_log_probs[b, k].sum()
+    torch.testing.assert_close(added, 2.0 * expected / 6)
+    assert expected > 0
+    assert trainer.model.config.min_answer_tokens == len(empty[0])
+
+
+def test_an_answer_has_the_least_number_of_tokens_that_the_config_asks_for(base, tmp_path):
+    model, _ = tiny_rag("token", "llama")
+    model.config.min_answer_tokens = 3
+    model.set_retriever(trainer_of(base, tmp_path).plain_retriever)
+    model.generation_config.eos_token_id = list(range(1, 40))
+    written = model.generate(questions=["who?"], max_new_tokens=6)
+    assert not set(written[0, :3].tolist()) & set(range(1, 40))
+    free = model.generate(questions=["who?"], max_new_tokens=6, min_new_tokens=0)
+    assert free.shape[1] <= 6

@@ -38,6 +38,9 @@ def train(
     with_positives: Annotated[
         bool, typer.Option("--with-positives", help="Put the gold passage in where it was not found.")
     ] = False,
+    decline_weight: Annotated[
+        float, typer.Option(help="Learn to write nothing from passages without an answer, at this weight.")
+    ] = 0.0,
     train_passage_encoder: Annotated[
         bool,
         typer.Option("--train-passage-encoder", help="The question encoder reads passages too; re-encodes the base."),
@@ -105,6 +108,7 @@ def train(
             "search": how.value,
             "where": where,
             "with_positives": with_positives,
+            "decline_weight": decline_weight,
             "train_passage_encoder": train_passage_encoder,
             "refresh_every": refresh_every,
             "train_question_encoder": not freeze_question_encoder,

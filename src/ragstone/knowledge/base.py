@@ -269,7 +269,7 @@ class KnowledgeBase:
 
     @property
     def dense_search(self) -> DenseWay:
-        """What ``search="dense"`` does at this size and memory: "exact", "quantised" or "disk"."""
+        """What ``search="dense"`` does at this size and memory: "exact", "quantised", "coarse" or "disk"."""
         return self._searcher.dense_way(self._store)
 
     def prepare(self) -> SelfTest | None:
@@ -609,7 +609,7 @@ class KnowledgeBase:
             vectors: the vectors of the questions, (D,) or (B, D), so that they need not be encoded. Keyword search
                 goes by the words.
             k: how many.
-            search: "dense": by inner product q·d; with many passages, candidates are found by 4-bit codes and rescored
+            search: "dense": by inner product q·d; with many passages, candidates are found by 4- or 2-bit codes and rescored
                 exactly. "exact": the same by comparing all vectors. "keyword": by BM25 of title and text. "hybrid": by
                 reciprocal rank fusion of dense and keyword, see `fuse`. The score is that of the way of searching.
             where: an SQL predicate that passages must fulfil, such as ``"source LIKE '%.pdf' AND page < 10"`` or

@@ -1,4 +1,4 @@
-"""Quantised vectors: 4 bits a number, searched by turbovec. What they find is rescored exactly (search.py).
+"""Quantised vectors: 4 or 2 bits a number, searched by turbovec. What they find is rescored exactly (search.py).
 
 The codes are named by row id. Their file is a cache: it is used only if its name says that it belongs to this base and
 its checksum is right; then the rows that differ between its version and this one are patched in.
@@ -21,9 +21,11 @@ import numpy as np
 from ragstone.errors import KnowledgeBaseError
 from ragstone.knowledge.storage import PassageStore
 
-__all__ = ["Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
+__all__ = ["BITS", "Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
 
-_BITS = 4
+BITS = {"quantised": 4, "coarse": 2}
+"""Of a number, by the way of searching."""
+
 _ROW_BYTES = 80  # the length of the vector, its row id and where it lies, in turbovec and here
 _CALIBRATION_ROWS = 1024
 _REBUILD_SHARE = 0.25  # of the rows differ: patching would cost more, and the calibration would no longer fit
@@ -32,7 +34,7 @@ _BLOCK_ROWS = 16_384
 _AGREEMENT_ROWS = 64
 _AGREEMENT = 0.25  # of |q| · |d|: the codes' error is far below, the product of other vectors far above
 _STALE_SECONDS = 3600
-_FILE_NAME = re.compile(r"codes-(?P<base>[0-9a-f]+)-(?P<version>\d+)-(?P<checksum>[0-9a-f]{8})\.tvim")
+_FILE_NAME = re.compile(r"codes-(?P<base>[0-9a-f]+)-(?P<version>\d+)-(?P<checksum>[0-9a-f]{8})(?P<coarse>-2bit)?\.tvim")
 
 
 @dataclass
@@ -53,6 +55,11 @@ class Codes:
     version: int
     unsaved: int | None = None
 
+    @property
+    def bits(self) -> int:
+        """Of a number."""
+        return int(self.index.bit_width)
+
     def search(self, questions: np.ndarray, count: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """Return the row ids (B, n), n <= ``count``, of about the nearest to ``questions`` (B, D), best first."""
         if not len(self.row_ids if allowed is None else allowed):
@@ -61,18 +68,20 @@ class Codes:
         return found
 
 
-def codes_bytes(count: int, width: int) -> int:
+def codes_bytes(count: int, width: int, bits: int = 4) -> int:
     """Return about how much memory the codes of ``count`` vectors of ``width`` numbers take, row ids included."""
-    return count * (-(-width // 8) * 8 * _BITS // 8 + _ROW_BYTES)
+    return count * (-(-width // 8) * bits + _ROW_BYTES)
 
 
-def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None) -> Codes:
+def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None, bits: int = 4) -> Codes:
     """Return the codes of the version of ``store``: those ``held``, or the file's, brought up to date, or new ones."""
+    if held is not None and held.bits != bits:
+        held = None
     if held is not None and held.version == store.version:
         return held
-    codes = held or _load(folder, base_id, store)
+    codes = held or _load(folder, base_id, store, bits)
     if codes is None or not _patch(codes, store):
-        codes = _build(store)
+        codes = _build(store, bits)
     if codes.unsaved is None or codes.unsaved > _SAVE_SHARE * len(codes.row_ids):
         with contextlib.suppress(OSError):  # a folder that cannot be written to has no cache
             _save(codes, folder, base_id)
@@ -115,11 +124,11 @@ def _pad(vectors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors, np.float32)
 
 
-def _build(store: PassageStore) -> Codes:
+def _build(store: PassageStore, bits: int) -> Codes:
     from turbovec import IdMapIndex
 
     row_ids, stamps = store.row_stamps()
-    index = IdMapIndex(dim=-(-store.width // 8) * 8, bit_width=_BITS)
+    index = IdMapIndex(dim=-(-store.width // 8) * 8, bit_width=bits)
     sample = np.random.default_rng(0).choice(row_ids, min(_CALIBRATION_ROWS, len(row_ids)), replace=False)
     if len(sample) > 1:
         index.calibrate(_pad(store.vectors_of(sample)))
@@ -149,51 +158,57 @@ def _patch(codes: Codes, store: PassageStore) -> bool:
     return len(codes.index) == len(row_ids)
 
 
-def _files(folder: Path, base_id: str) -> list[tuple[int, str, Path]]:
-    """Return version, checksum and path of the code files of this base, newest first."""
+def _files(folder: Path, base_id: str, bits: int | None = None) -> list[tuple[int, str, Path]]:
+    """Return version, checksum and path of the code files of this base, of all if not of ``bits``, newest first."""
     found = [(_FILE_NAME.fullmatch(path.name), path) for path in folder.glob("codes-*.tvim")]
-    own = [(int(m["version"]), m["checksum"], path) for m, path in found if m is not None and m["base"] == base_id]
+    own = [
+        (int(m["version"]), m["checksum"], path)
+        for m, path in found
+        if m is not None and m["base"] == base_id and bits in (None, 2 if m["coarse"] else 4)
+    ]
     return sorted(own, reverse=True)
 
 
-def _load(folder: Path, base_id: str, store: PassageStore) -> Codes | None:
-    """Return the codes of the newest sound file, or None."""
+def _load(folder: Path, base_id: str, store: PassageStore, bits: int) -> Codes | None:
+    """Return the codes of the newest sound file of as many ``bits``, or None."""
     from turbovec import IdMapIndex
 
-    for version, checksum, path in _files(folder, base_id):
+    for version, checksum, path in _files(folder, base_id, bits):
         # A file may vanish as another process replaces it, and the version it shows may have been cleaned up.
         with contextlib.suppress(OSError, ValueError, KnowledgeBaseError):
             if _checksum(path) == checksum:
                 index = IdMapIndex.load(str(path))
                 shown = store if version == store.version else PassageStore.open(folder, store.width, version)
                 row_ids, stamps = shown.row_stamps()
-                if len(index) == len(row_ids):
+                if len(index) == len(row_ids) and index.bit_width == bits:
                     return Codes(index, row_ids, stamps, version, unsaved=0)
     return None
 
 
 def _save(codes: Codes, folder: Path, base_id: str) -> None:
-    """Write the codes to a file of their own and remove the older ones, unless there is a newer one."""
-    if any(version > codes.version for version, _, _ in _files(folder, base_id)):
+    """Write the codes to a file of their own and remove the older ones of as many bits, unless there is a newer one."""
+    if any(version > codes.version for version, _, _ in _files(folder, base_id, codes.bits)):
         return
     _drop_partial_files(folder)
     partial = folder / f".codes.{os.getpid()}"
     try:
         codes.index.write(str(partial))
-        partial.replace(folder / f"codes-{base_id}-{codes.version}-{_checksum(partial)}.tvim")
+        suffix = "" if codes.bits == 4 else "-2bit"
+        partial.replace(folder / f"codes-{base_id}-{codes.version}-{_checksum(partial)}{suffix}.tvim")
     finally:
         partial.unlink(missing_ok=True)
     codes.unsaved = 0
-    for version, _, path in _files(folder, base_id):
+    for version, _, path in _files(folder, base_id, codes.bits):
         if version < codes.version:
             path.unlink(missing_ok=True)
 
 
 def move_file(folder: Path, base_id: str, store: PassageStore) -> None:
-    """Bring the code file, if there is one, to the version of ``store``, since its own may be about to go."""
-    codes = _load(folder, base_id, store)
-    if codes is not None and codes.version < store.version and _patch(codes, store):
-        _save(codes, folder, base_id)
+    """Bring the code files, if there are any, to the version of ``store``, since their own may be about to go."""
+    for bits in BITS.values():
+        codes = _load(folder, base_id, store, bits)
+        if codes is not None and codes.version < store.version and _patch(codes, store):
+            _save(codes, folder, base_id)
 
 
 def drop_stale_files(folder: Path, base_id: str) -> None:

@@ -58,6 +58,7 @@ class Plan:
         words_bytes: of the keyword index.
         codes_bytes: of the file of 4-bit codes; 0 where so few passages are searched exactly.
         memory_bytes: of a process that searches, codes included, but without an encoder.
+        coarse_memory_bytes: the same with codes of 2 bits.
         least_memory_bytes: the same with the index on disk in the place of the codes.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     words_bytes: int
     codes_bytes: int
     memory_bytes: int
+    coarse_memory_bytes: int
     least_memory_bytes: int
 
     @property
@@ -81,8 +83,8 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
     >>> wikipedia = plan(21_000_000, 768)
     >>> round(wikipedia.disk_bytes / 1e9), round(wikipedia.memory_bytes / 1e9, 1)
     (85, 10.6)
-    >>> round(wikipedia.least_memory_bytes / 1e9, 1)
-    1.0
+    >>> round(wikipedia.coarse_memory_bytes / 1e9, 1), round(wikipedia.least_memory_bytes / 1e9, 1)
+    (6.5, 1.0)
     """
     if passages < 0 or width < 1:
         raise InputError(f"passages={passages} and width={width} describe no base; give counts from 0 and from 1 up")
@@ -96,6 +98,7 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
         words_bytes=round(_WORDS_SHARE * text + _VOCABULARY_BYTES * passages**_VOCABULARY_GROWTH),
         codes_bytes=codes,
         memory_bytes=rows + (codes_bytes(passages, width) if codes else 0),
+        coarse_memory_bytes=rows + (codes_bytes(passages, width, 2) if codes else 0),
         least_memory_bytes=rows + _INDEX_CACHE if codes else rows,
     )
 

@@ -29,7 +29,7 @@ class KnowledgeBaseInfo:
         metric: how vectors are compared.
         encoder: the fields of the encoder's ``EncoderSpec``; None where vectors are given.
         split: how documents are split; None where records and pages are kept whole.
-        dense_search: what ``search="dense"`` does at this size and memory: "exact", "quantised" or "disk".
+        dense_search: what ``search="dense"`` does at this size and memory: "exact", "quantised", "coarse" or "disk".
         self_test: what that finds of what exact search finds; None where it is exact.
         memory: how many bytes search structures may use.
         tags: the versions that have names, by name.

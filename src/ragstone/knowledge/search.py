@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ragstone.knowledge.codes import Codes, codes_bytes, current_codes
+from ragstone.knowledge.codes import BITS, Codes, codes_bytes, current_codes
 from ragstone.knowledge.disk_index import DiskIndex
 from ragstone.knowledge.memory import default_memory
 from ragstone.knowledge.passages import Passage
@@ -43,7 +43,7 @@ _NO_INDEX = (
 logger = logging.getLogger(__name__)
 
 SearchMethod = Literal["dense", "exact", "keyword", "hybrid"]
-DenseWay = Literal["exact", "quantised", "disk"]
+DenseWay = Literal["exact", "quantised", "coarse", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,11 @@ class Searcher:
         count = len(store)
         if count < EXACT_BELOW and 4 * store.width * count <= self.memory:
             return "exact"
-        return "quantised" if codes_bytes(count, store.width) <= self.memory else "disk"
+        by_codes: tuple[DenseWay, ...] = ("quantised", "coarse")
+        for way in by_codes:
+            if codes_bytes(count, store.width, BITS[way]) <= self.memory:
+                return way
+        return "disk"
 
     def lacks_disk_index(self, store: PassageStore) -> bool:
         """Return whether search by vector needs an index on disk that is not there."""
@@ -131,7 +135,7 @@ class Searcher:
             return None
         test = self._known_test(store, way)
         if test is None:
-            if way == "quantised":
+            if way in BITS:
                 test = measure(store, way, lambda q, k, b: self._search_codes(store, q, _count(k, b)), _BREADTHS)
             else:
                 disk = self._disk_index(store)
@@ -227,7 +231,8 @@ class Searcher:
         self, store: PassageStore, vectors: np.ndarray, count: int, allowed: np.ndarray | None = None
     ) -> np.ndarray:
         with self._codes_lock:
-            self._codes = current_codes(self._folder, self._base_id, store, self._codes)
+            bits = BITS.get(self.fitting_way(store), 4)
+            self._codes = current_codes(self._folder, self._base_id, store, self._codes, bits)
             return self._codes.search(vectors, count, allowed)
 
     def _disk_index(self, store: PassageStore) -> DiskIndex:

@@ -21,7 +21,7 @@ SELF_TEST_FILE = "selftest.json"
 LEAST_RECALL = 0.95
 """A way of searching that finds less of what exact search finds is not used."""
 
-_ENOUGH_RECALL = {"quantised": 0.999, "disk": 0.99}  # more candidates in memory cost little
+_ENOUGH_RECALL = {"quantised": 0.999, "coarse": 0.999, "disk": 0.99}  # more candidates in memory cost little
 _QUESTIONS = 64
 _K = 100
 _NOISE = 0.5  # length of the difference between a question and a stored vector, per length of that vector
@@ -36,8 +36,8 @@ class SelfTest:
     """What approximate search finds of what exact search finds.
 
     Attributes:
-        way: how candidates are found: "quantised" or "disk".
-        breadth: how widely it looks; for quantised search, candidates per passage wanted, on disk, parts of the index.
+        way: how candidates are found: "quantised", "coarse" or "disk".
+        breadth: how widely it looks; for search by codes, candidates per passage wanted, on disk, parts of the index.
         recall: mean share of the ``k`` best passages that are found with that breadth.
         k: how many were looked for.
         questions: how many questions that was measured with: stored vectors, each moved by half its length.

@@ -43,6 +43,8 @@ class RagConfig(TransformersRagConfig):
     - ``null_passage`` (``bias | embedding | network``): one more slot, the last, in which the generator reads no passage,
       and how its logit is modelled; see :class:`ragstone.models.null_passage.NullPassage`. None: there is none;
     - ``passage_dropout``: the probability with which training leaves out each retrieved passage;
+    - ``min_answer_tokens``: an answer has at least so many tokens, its end not counted; 1 where the generator has learnt to
+      write nothing when its passage does not tell (``TrainingOptions.decline_weight``);
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
     - ``base_model``: what a checkpoint of adapters was trained on: a name, or a folder relative to it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
@@ -60,6 +62,7 @@ class RagConfig(TransformersRagConfig):
     prompt_question: str | None = None
     null_passage: str | None = None
     passage_dropout: float = 0.0
+    min_answer_tokens: int = 0
     knowledge_base: str | None = None
     base_model: str | None = None
     ragstone_version: str | None = None

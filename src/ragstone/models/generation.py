@@ -62,6 +62,7 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         doc_scores: Tensor | None = None,
         n_docs: int | None = None,
         decoder_input_ids: Tensor | None = None,
+        alternative: int | None = None,
         output_logits: bool = False,
         output_retrieved: bool | None = None,
         reduce_loss: bool | None = None,
@@ -79,6 +80,7 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
                 an empty slot.
             n_docs: K; the configured number by default when retrieving.
             decoder_input_ids: (B, T), replaces the shifted labels (seq2seq only).
+            alternative: a token whose log-probability in the place of each label is returned too.
             output_logits: also return ``logits``, (B, T, V) marginal log-probabilities for RAG-Token and each passage's
                 own (B, K, T, V) for RAG-Sequence.
             output_retrieved: also return contexts, vectors and ids of the passages.
@@ -106,8 +108,10 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         if labels is None:
             return out
         uniform = self._uniform_log_probs if config.label_smoothing else None
-        scores = score_targets(adapter, inputs, labels, decoder_input_ids, uniform=uniform, logits=logits)
+        extras: dict[str, Any] = {"uniform": uniform, "alternative": alternative, "logits": logits}
+        scores = score_targets(adapter, inputs, labels, decoder_input_ids, **extras)
         out.token_log_probs, out.scored = scores.log_probs, scores.scored
+        out.alternative_log_probs = scores.alternative
         out.nll = loss = -self._log_likelihood(prior, scores.log_probs, scores.scored)
         if scores.uniform is not None:
             uniform_nll = -self._log_likelihood(prior, scores.uniform, scores.scored)
@@ -168,6 +172,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         )
         options = {"generation_config": generation_config, **options}
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}
+        if self.config.min_answer_tokens and not {"min_new_tokens", "min_length"} & options.keys():
+            options["min_new_tokens"] = self.config.min_answer_tokens
         wants = option(self.rag.adapter(), asked, "return_dict_in_generate", False)
         if not wants and self.method == "sequence":
             options["complete"] = False  # nobody sees the probabilities

@@ -25,6 +25,7 @@ class RagOutput(ModelOutput):
             log-probabilities (B, K, T, V) for RAG-Sequence.
         token_log_probs: (B, K, T) log p(y_t|x,z,y_<t), 0 where a label is not scored.
         scored: (B, T) bool, the labels that count.
+        alternative_log_probs: (B, K, T) log p(a|x,z,y_<t) of one other token a in the place of each label, if it was given.
         truncated: (B, K) bool, the contexts whose passage was cut.
         context_input_ids, context_attention_mask: (B·K, S) with ``output_retrieved``.
         retrieved_doc_embeds: (B, K, D) with ``output_retrieved``.
@@ -38,6 +39,7 @@ class RagOutput(ModelOutput):
     logits: Tensor | None = None
     token_log_probs: Tensor | None = None
     scored: Tensor | None = None
+    alternative_log_probs: Tensor | None = None
     truncated: Tensor | None = None
     context_input_ids: Tensor | None = None
     context_attention_mask: Tensor | None = None
@@ -50,13 +52,15 @@ class RagOutput(ModelOutput):
 class TargetScores:
     """What the generator says of targets, before passages are summed out.
 
-    ``scored`` is (B, T) bool, the labels that count, ``log_probs`` (B, K, T) log p(y_t|x,z,y_<t) and ``uniform`` (B, K, T)
-    the log-probability of a uniform target, where it was asked for; both are 0 where a label is not scored.
+    ``scored`` is (B, T) bool, the labels that count, ``log_probs`` (B, K, T) log p(y_t|x,z,y_<t), ``uniform`` (B, K, T) the
+    log-probability of a uniform target and ``alternative`` (B, K, T) that of another token, where they were asked for; all
+    are 0 where a label is not scored.
     """
 
     scored: Tensor
     log_probs: Tensor
     uniform: Tensor | None = None
+    alternative: Tensor | None = None
 
 
 @dataclass

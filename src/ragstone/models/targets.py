@@ -33,6 +33,7 @@ def score_targets(
     decoder_input_ids: Tensor | None = None,
     *,
     uniform: Callable[[Tensor, Tensor], Tensor] | None = None,
+    alternative: int | None = None,
     logits: Tensor | None = None,
 ) -> TargetScores:
     """Score ``labels`` (B, T) under each passage, with gradient. Logits are made of scored labels alone, and not kept.
@@ -44,6 +45,7 @@ def score_targets(
         decoder_input_ids: (B, T), replaces the shifted labels (seq2seq only).
         uniform: the log-probabilities of a uniform target, if they are wanted: log p(z|x) (P, K) and logits (P, K, V) of P
             positions -> (P, K).
+        alternative: a token that is scored in the place of each label, too.
         logits: (B, K, T, V), if they were made already.
     """
     _check(generator, inputs, labels, decoder_input_ids)
@@ -58,8 +60,12 @@ def score_targets(
             logits = target_logits(generator, inputs, *used)
 
     def score(logits: Tensor, labels: Tensor, prior: Tensor) -> tuple[Tensor, ...]:
-        found = label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:2]))
-        return (found,) if uniform is None else (found, uniform(prior, logits))
+        found = [label_log_probs(logits, labels.unsqueeze(1).expand(logits.shape[:2]))]
+        if uniform is not None:
+            found.append(uniform(prior, logits))
+        if alternative is not None:
+            found.append(label_log_probs(logits, labels.new_tensor(alternative).expand(logits.shape[:2])))
+        return tuple(found)
 
     values = labels[places], inputs.log_prior[question]
     if hidden is None:
@@ -68,8 +74,13 @@ def score_targets(
     else:
         states = hidden.view(*inputs.doc_scores.shape, *hidden.shape[1:])
         found = score_in_blocks(generator.model, score, states[question, :, token], *values)
-    by_label = (part.new_zeros(*labels.shape, part.shape[1]).index_put(places, part).transpose(1, 2) for part in found)
-    return TargetScores(scored, *by_label)
+    by_label = [part.new_zeros(*labels.shape, part.shape[1]).index_put(places, part).transpose(1, 2) for part in found]
+    return TargetScores(
+        scored,
+        by_label[0],
+        uniform=None if uniform is None else by_label[1],
+        alternative=None if alternative is None else by_label[-1],
+    )
 
 
 def _label_hidden(

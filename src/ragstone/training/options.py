@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,9 @@ class TrainingOptions:
         where: a filter on passages, as SQL.
         with_positives: a question's gold passage takes the last place where it was not found; with ``k = 1`` the generator
             learns from gold passages alone.
+        decline_weight: w of an added loss w·mean_z −log p(∅|x,z) over the passages in which no accepted answer stands: from
+            these the generator learns to write nothing, so that they leave the answer to the others. For answers that stand
+            in passages word for word.
         train_question_encoder, train_generator: whether the part learns.
         train_passage_encoder: the question encoder reads passages too and learns from both. Stale vectors find
             ``candidates``·K passages, of which the K best by fresh vectors are kept, with gradient.
@@ -46,6 +50,7 @@ class TrainingOptions:
     search: Literal["dense", "exact", "keyword", "hybrid"] = "dense"
     where: str | None = None
     with_positives: bool = False
+    decline_weight: float = 0.0
     train_question_encoder: bool = True
     train_generator: bool = True
     train_passage_encoder: bool = False
@@ -69,6 +74,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1.")
+        if not (self.decline_weight >= 0 and math.isfinite(self.decline_weight)):
+            raise InputError(f"decline_weight is {self.decline_weight}; give 0 or a positive number.")
         for name in ("lora_rank", "question_encoder_lora_rank"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 (no adapter) or a rank.")

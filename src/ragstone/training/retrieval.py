@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from ragstone.knowledge import Hit, KnowledgeBase
+from ragstone.knowledge import Hit, KnowledgeBase, Passage
+from ragstone.metrics import has_answer
 from ragstone.questions import Question
 from ragstone.retriever import RagRetriever
 from ragstone.training.options import TrainingOptions
@@ -25,8 +26,8 @@ class TrainingRetriever:
 
     Args:
         retriever: over a knowledge base.
-        options: ``search``, ``where`` and ``with_positives`` count here.
-        questions: those whose gold passages are known.
+        options: ``search``, ``where``, ``with_positives`` and ``decline_weight`` count here.
+        questions: those whose gold passages and answers are known.
         encoder: encodes candidates anew, with gradient, where the passage encoder learns.
     """
 
@@ -40,6 +41,9 @@ class TrainingRetriever:
         self.retriever, self.options, self.encoder = retriever, options, encoder
         self.positives = {q.question: q.positive_ids for q in questions if q.positive_ids}
         self._gold: dict[str, Hit] = {}
+        self.answers = {q.question: q.answers for q in questions} if options.decline_weight else {}
+        self.without_answer: Tensor | None = None
+        """(B, K), where the passages found last neither are gold nor hold an answer, with ``decline_weight``."""
 
     def __call__(
         self,
@@ -65,6 +69,9 @@ class TrainingRetriever:
             hits = fresh.hits
         if self.options.with_positives:
             hits = [self._with_gold(question, row, k) for question, row in zip(questions, hits, strict=True)]
+        if self.answers:
+            lacks = [[self._lacks(q, hit.passage) for hit in row] for q, row in zip(questions, hits, strict=True)]
+            self.without_answer = torch.tensor([row + [False] * (k - len(row)) for row in lacks])
         width = question_hidden_states.shape[1]
         form: dict[str, Any] = {"prefix": prefix, "return_tensors": return_tensors, "null_passage": null_passage}
         batch = self.retriever.batch(questions, hits, k, width, **form)
@@ -78,6 +85,10 @@ class TrainingRetriever:
         if not wanted or any(hit.passage.id in wanted for hit in hits):
             return hits
         return [*hits[: k - 1], self._hit(wanted[0])]
+
+    def _lacks(self, question: str, passage: Passage) -> bool:
+        gold = passage.id in self.positives.get(question, ())
+        return not gold and not has_answer(f"{passage.title} {passage.text}", self.answers.get(question, ()))
 
     def _hit(self, id_: str) -> Hit:
         if id_ not in self._gold:

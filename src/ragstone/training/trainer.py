@@ -92,6 +92,13 @@ class RagTrainer(Trainer):
         self.adapted = make_trainable(model, self.options)
         self._frozen = frozen_parts(model)
         self.shared_encoder: SharedEncoder | None = None
+        if args.bf16 and base_model is not None and "generator" in self.adapted:
+            for weight in model.generator.parameters():  # which autocast would convert at every step
+                if not weight.requires_grad:
+                    weight.data = weight.data.bfloat16()
+        self._empty: list[int] = tokenizer(text_target=[""])["labels"][0]
+        if self.options.decline_weight:
+            model.config.min_answer_tokens = len(self._empty)
         callbacks = list(callbacks or [])
         if self.options.train_passage_encoder:
             if not isinstance(retriever.index, KnowledgeBase):
@@ -141,9 +148,21 @@ class RagTrainer(Trainer):
         for part in self._frozen:
             part.eval()  # no dropout where nothing learns
         groups = inputs.pop("groups", None)
-        out = model(**inputs)
+        weight = self.options.decline_weight
+        out = model(**inputs, alternative=self._empty[-1] if weight else None)
         loss = out.loss if groups is None else any_answer_nll(out.nll, groups).mean()
+        if weight:
+            loss = loss + weight * self._decline_loss(out)
         return (loss, out) if return_outputs else loss
+
+    def _decline_loss(self, out: Any) -> Tensor:
+        """The mean over all passages of −log p(∅|x,z), counted where no accepted answer stands."""
+        lacking = self.accelerator.unwrap_model(self.model).retriever.without_answer
+        end = len(self._empty) - 1  # every answer begins as the empty one does
+        passages = slice(lacking.shape[1])  # without the null passage
+        log_probs = out.token_log_probs[:, passages, :end].sum(-1) + out.alternative_log_probs[:, passages, end]
+        lacking = lacking.to(log_probs.device) & ~torch.isneginf(out.doc_scores[:, passages])
+        return -log_probs.masked_fill(~lacking, 0.0).mean()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the contexts are only known once passages are found."""
