@@ -3,8 +3,9 @@
     python benchmarks/knowledge_plan.py [--sizes 100000 400000] [--width 768] [--target 21000000]
 
 Each size is built from generated vectors of low intrinsic dimension and varying norms, with texts of 100 words, by a
-process of its own; another process opens the base and answers a question. Measured are bytes on disk, seconds to build
-until the first answer, and the resident memory of the process that answers. The smaller size, with what an empty base
+process of its own; other processes open the base and answer questions, with memory for codes of 4 bits, of 2, and for the
+index on disk alone. Measured are bytes on disk (without that index), seconds to build until the first answer, and the
+resident memory of the processes that answer. The smaller size, with what an empty base
 takes, says what the larger will take; the deviation from what it does take is printed, and so is that of
 `ragstone.knowledge.plan`. The target is extrapolated from both sizes. Exits with 1 if a deviation is above 20 %.
 """
@@ -31,14 +32,16 @@ WORDS = 50_000
 
 @dataclass(frozen=True)
 class Measured:
-    """What a base of ``passages`` took: bytes on disk, seconds to build, bytes of memory to build and to search."""
+    """What a base of ``passages`` took: bytes on disk, seconds and memory to build, and memory to search in each way."""
 
     passages: int
     text: float  # bytes in all
     disk: float
     seconds: float
     building: float
-    searching: float
+    quantised: float
+    coarse: float
+    on_disk: float
 
 
 def resident() -> float:
@@ -85,17 +88,28 @@ def build(folder: Path, passages: int, width: int) -> None:
     print(json.dumps({"text": text, "seconds": spent, "building": peak}))
 
 
-def answer(folder: Path) -> None:
+def answer(folder: Path, memory: int) -> None:
     """Open the base in ``folder``, answer questions, and print the memory that this process holds then."""
     from ragstone.knowledge import KnowledgeBase
 
-    base = KnowledgeBase.open(folder)
+    base = KnowledgeBase.open(folder, memory=memory)
     for question in np.random.default_rng(1).standard_normal((10, base.width)):
         base.search(vectors=question, k=10)
-    print(json.dumps({"searching": resident()}))
+    print(json.dumps({"way": base.dense_search, "memory": resident()}))
+
+
+def prepare(folder: Path, memory: int) -> None:
+    """Make what search needs with that ``memory``."""
+    from ragstone.knowledge import KnowledgeBase
+
+    KnowledgeBase.open(folder, memory=memory).prepare()
+    print("{}")
 
 
 def measure(work: Path, passages: int, width: int) -> Measured:
+    from ragstone.knowledge.codes import codes_bytes
+    from ragstone.knowledge.search import EXACT_BELOW
+
     folder = work / f"kb{passages}"
 
     def run(*arguments: object) -> dict[str, float]:
@@ -104,9 +118,15 @@ def measure(work: Path, passages: int, width: int) -> Measured:
         return json.loads(done.stdout.splitlines()[-1])
 
     values = run("--build", folder, "--sizes", passages, "--width", width)
-    values |= run("--answer", folder)
     disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Measured(passages, values["text"], disk, values["seconds"], values["building"], values["searching"])
+    searching = []
+    for way, bits in (("quantised", 4), ("coarse", 2), ("disk", 0)):
+        memory = max(1, codes_bytes(passages, width, bits) if bits else codes_bytes(passages, width, 2) - 1)
+        run("--prepare", folder, "--memory", memory)
+        found = run("--answer", folder, "--memory", memory)
+        assert passages < EXACT_BELOW or found["way"] == way, found
+        searching.append(found["memory"])
+    return Measured(passages, values["text"], disk, values["seconds"], values["building"], *searching)
 
 
 def along(first: Measured, second: Measured, passages: int) -> Measured:
@@ -117,7 +137,9 @@ def along(first: Measured, second: Measured, passages: int) -> Measured:
 
 
 def row(name: str, at: Measured) -> str:
-    gigabytes = " | ".join(f"{value / 1e9:,.2f}" for value in (at.disk, at.building, at.searching))
+    gigabytes = " | ".join(
+        f"{value / 1e9:,.2f}" for value in (at.disk, at.building, at.quantised, at.coarse, at.on_disk)
+    )
     return f"| {name} | {at.passages:,} | {gigabytes} | {at.seconds:,.0f} |"
 
 
@@ -128,11 +150,15 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=21_000_000)
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.build:
         return build(options.build, options.sizes[0], options.width)
     if options.answer:
-        return answer(options.answer)
+        return answer(options.answer, options.memory)
+    if options.prepare:
+        return prepare(options.prepare, options.memory)
 
     from ragstone.knowledge import plan
 
@@ -144,20 +170,25 @@ def main() -> None:
     formula = plan(large.passages, options.width, text_bytes=large.text / large.passages)
     deviations = {
         "disk": said.disk / large.disk - 1,
-        "searching": said.searching / large.searching - 1,
         "disk by plan": formula.disk_bytes / large.disk - 1,
-        "searching by plan": formula.memory_bytes / large.searching - 1,
-    }
+        "4 bits by plan": formula.memory_bytes / large.quantised - 1,
+        "2 bits by plan": formula.coarse_memory_bytes / large.coarse - 1,
+    } | {name: getattr(said, name) / getattr(large, name) - 1 for name in ("quantised", "coarse", "on_disk")}
     seconds = said.seconds / large.seconds - 1
     print(f"{describe()}; width {options.width}")
-    print("\n| | passages | disk, GB | memory to build, GB | memory to search, GB | seconds to build |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "\n| | passages | disk | memory to build | to search with 4 bits | 2 bits | on disk (all GB) | seconds to build |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for at in sizes:
         print(row("measured", at))
     print(row("from the smaller size", said))
     print(row("extrapolated", along(small, large, options.target)))
     target = plan(options.target, options.width)
-    print(f"\nplan: {target.disk_bytes / 1e9:,.1f} GB on disk, {target.memory_bytes / 1e9:,.1f} GB of memory to search")
+    memory = ", ".join(
+        f"{size / 1e9:,.1f}" for size in (target.memory_bytes, target.coarse_memory_bytes, target.least_memory_bytes)
+    )
+    print(f"\nplan: {target.disk_bytes / 1e9:,.1f} GB on disk; to search {memory} GB")
     print("deviation: " + ", ".join(f"{name} {value:+.1%}" for name, value in deviations.items()), end="")
     print(f"; seconds {seconds:+.1%} (for information)")
     sys.exit(any(abs(value) > TOLERANCE for value in deviations.values()))

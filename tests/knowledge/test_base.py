@@ -116,6 +116,7 @@ def test_nothing_to_store_commits_nothing(kb):
     version = kb.version
     assert kb.add([]) == 0
     assert kb.upsert([]) == 0
+    assert kb.delete(["nowhere"]) == 0
     assert kb.version == version
 
 

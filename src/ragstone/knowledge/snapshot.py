@@ -122,7 +122,10 @@ class Snapshot:
         if self._encoder is None:
             spec = self.manifest.encoder
             if spec is None:
-                raise KnowledgeBaseError(f"{self.folder} was made with encoder=None; give vectors=, (n, {self.width})")
+                raise KnowledgeBaseError(
+                    f"{self.folder} was made with encoder=None; give vectors=, (n, {self.width}), or search by words "
+                    "(search='keyword', --search keyword)"
+                )
             try:
                 encoder = encoding.load(spec["name"], spec, device=self.device, dtype=self.dtype)
             except ModelError as error:

@@ -395,7 +395,7 @@ class PassageStore:
     def delete(self, column: str, values: Iterable[str]) -> int:
         """Commit the removal of the rows whose ``column`` is among ``values``; return how many there were."""
         wanted = list(dict.fromkeys(values))
-        if not wanted:
+        if not wanted or not self._dataset.count_rows(_is_in(column, wanted)):  # Lance would commit it all the same
             return 0
         with writing(self.path):
             return int(self._dataset.delete(_is_in(column, wanted))["num_deleted_rows"])
