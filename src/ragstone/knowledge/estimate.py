@@ -84,7 +84,7 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
     >>> round(wikipedia.disk_bytes / 1e9), round(wikipedia.memory_bytes / 1e9, 1)
     (85, 10.6)
     >>> round(wikipedia.coarse_memory_bytes / 1e9, 1), round(wikipedia.least_memory_bytes / 1e9, 1)
-    (6.5, 1.0)
+    (6.6, 1.0)
     """
     if passages < 0 or width < 1:
         raise InputError(f"passages={passages} and width={width} describe no base; give counts from 0 and from 1 up")
