@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("-k", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--limit", type=int, default=1000, help="dev questions")
     options = parser.parse_args()
     quiet_libraries()
