@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import GenerationConfig, TrainerCallback
 
 from ragstone import KnowledgeBase, RagPipeline, RagRetriever
 from ragstone.encoders import load_encoder
@@ -21,6 +21,7 @@ from ragstone.marginal import any_answer_nll
 from ragstone.questions import Question
 from ragstone.testing import ToyEncoder, tiny_rag, toy_passages
 from ragstone.training import RagTrainer, TrainingOptions, last_checkpoint
+from ragstone.training.trainer import _end_of_nothing
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
@@ -54,7 +55,17 @@ def arguments(folder, **options):
 
 
 def trainer_of(
-    base, folder, *, kind="llama", method="token", options=None, dev=(), config=None, dropout=True, **settings
+    base,
+    folder,
+    *,
+    kind="llama",
+    method="token",
+    options=None,
+    dev=(),
+    config=None,
+    dropout=True,
+    base_model=None,
+    **settings,
 ):
     model, tokenizer = tiny_rag(method, kind, **(config or {}))
     if not dropout:
@@ -70,6 +81,7 @@ def trainer_of(
         questions=QUESTIONS,
         dev_questions=dev,
         options=TrainingOptions(k=3) if options is None else options,
+        base_model=base_model,
     )
 
 
@@ -417,7 +429,7 @@ def test_a_passage_encoder_that_is_another_model_cannot_learn_as_one(base, tmp_p
         trainer_of(base, tmp_path / "out", options=TrainingOptions(train_passage_encoder=True))
 
 
-@pytest.mark.parametrize("kind", ["llama", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "bart", "t5"])
 def test_passages_without_an_answer_learn_to_decline(base, tmp_path, kind):
     trainer = trainer_of(
         base, tmp_path / "a", kind=kind, options=TrainingOptions(k=3, decline_weight=2.0), dropout=False
@@ -443,6 +455,24 @@ def test_passages_without_an_answer_learn_to_decline(base, tmp_path, kind):
     assert trainer.model.config.min_answer_tokens == len(empty[0])
 
 
+def test_nothing_is_told_from_an_answer_by_its_end_wherever_that_stands():
+    labels = {"llama": [[2], [5, 2]], "bart": [[0, 2], [0, 5, 2]], "mbart": [[2, 9], [5, 2, 9]]}  # 9: the language
+    for kind, place in (("llama", 0), ("bart", 1), ("mbart", 0)):
+        assert _end_of_nothing(lambda text_target, kind=kind: {"labels": labels[kind]}) == (place, 2)
+    with pytest.raises(InputError, match="decline_weight needs a tokenizer that ends answers"):
+        _end_of_nothing(lambda text_target: {"labels": [[], [5]]})
+
+
+def test_weights_under_an_adapter_are_narrow_in_bf16_training_unless_they_will_be_written(base, tmp_path):
+    options = TrainingOptions(k=2, lora_rank=2, decline_weight=1.0, dev_metric="exact_match", max_new_tokens=3)
+    for name, under in (("base", torch.bfloat16), (None, torch.float32)):
+        trainer = trainer_of(base, tmp_path / str(name), options=options, bf16=True, dev=QUESTIONS[:1], base_model=name)
+        trainer.train()
+        assert 0 <= trainer.evaluate()["eval_exact_match"] <= 1
+        kinds = {w.requires_grad: w.dtype for w in trainer.model.generator.parameters()}
+        assert kinds == {True: torch.float32, False: under}
+
+
 def test_an_answer_has_the_least_number_of_tokens_that_the_config_asks_for(base, tmp_path):
     model, _ = tiny_rag("token", "llama")
     model.config.min_answer_tokens = 3
@@ -450,5 +480,10 @@ def test_an_answer_has_the_least_number_of_tokens_that_the_config_asks_for(base,
     model.generation_config.eos_token_id = list(range(1, 40))
     written = model.generate(questions=["who?"], max_new_tokens=6)
     assert not set(written[0, :3].tolist()) & set(range(1, 40))
+    config = GenerationConfig(min_new_tokens=0, max_new_tokens=6, eos_token_id=list(range(1, 40)))
+    assert (
+        model.generate(questions=["who?"], generation_config=config).tolist()
+        == model.generate(questions=["who?"], max_new_tokens=6, min_new_tokens=0).tolist()
+    )
     free = model.generate(questions=["who?"], max_new_tokens=6, min_new_tokens=0)
     assert free.shape[1] <= 6

@@ -23,8 +23,8 @@ from ragstone.knowledge.storage import PassageStore
 
 __all__ = ["BITS", "Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
 
-BITS = {"quantised": 4, "coarse": 2}
-"""Of a number, by the way of searching."""
+BITS = (4, 2)
+"""Of a number; the less where the more would not fit."""
 
 _ROW_BYTES = 80  # the length of the vector, its row id and where it lies, in turbovec and here
 _CALIBRATION_ROWS = 1024
@@ -73,7 +73,7 @@ def codes_bytes(count: int, width: int, bits: int = 4) -> int:
     return count * (-(-width // 8) * bits + _ROW_BYTES)
 
 
-def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None, bits: int = 4) -> Codes:
+def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None, bits: int) -> Codes:
     """Return the codes of the version of ``store``: those ``held``, or the file's, brought up to date, or new ones."""
     if held is not None and held.bits != bits:
         held = None
@@ -205,7 +205,7 @@ def _save(codes: Codes, folder: Path, base_id: str) -> None:
 
 def move_file(folder: Path, base_id: str, store: PassageStore) -> None:
     """Bring the code files, if there are any, to the version of ``store``, since their own may be about to go."""
-    for bits in BITS.values():
+    for bits in BITS:
         codes = _load(folder, base_id, store, bits)
         if codes is not None and codes.version < store.version and _patch(codes, store):
             _save(codes, folder, base_id)

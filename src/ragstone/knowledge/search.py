@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ragstone.knowledge.codes import BITS, Codes, codes_bytes, current_codes
+from ragstone.knowledge.codes import Codes, codes_bytes, current_codes
 from ragstone.knowledge.disk_index import DiskIndex
 from ragstone.knowledge.memory import default_memory
 from ragstone.knowledge.passages import Passage
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 SearchMethod = Literal["dense", "exact", "keyword", "hybrid"]
 DenseWay = Literal["exact", "quantised", "coarse", "disk"]
+_BITS: dict[DenseWay, int] = {"quantised": 4, "coarse": 2}  # of the codes, by the ways that search by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,8 @@ class Searcher:
         count = len(store)
         if count < EXACT_BELOW and 4 * store.width * count <= self.memory:
             return "exact"
-        by_codes: tuple[DenseWay, ...] = ("quantised", "coarse")
-        for way in by_codes:
-            if codes_bytes(count, store.width, BITS[way]) <= self.memory:
+        for way, bits in _BITS.items():
+            if codes_bytes(count, store.width, bits) <= self.memory:
                 return way
         return "disk"
 
@@ -135,7 +135,7 @@ class Searcher:
             return None
         test = self._known_test(store, way)
         if test is None:
-            if way in BITS:
+            if way in _BITS:
                 test = measure(store, way, lambda q, k, b: self._search_codes(store, q, _count(k, b)), _BREADTHS)
             else:
                 disk = self._disk_index(store)
@@ -231,7 +231,7 @@ class Searcher:
         self, store: PassageStore, vectors: np.ndarray, count: int, allowed: np.ndarray | None = None
     ) -> np.ndarray:
         with self._codes_lock:
-            bits = BITS.get(self.fitting_way(store), 4)
+            bits = _BITS[self.fitting_way(store)]
             self._codes = current_codes(self._folder, self._base_id, store, self._codes, bits)
             return self._codes.search(vectors, count, allowed)
 

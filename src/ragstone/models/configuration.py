@@ -43,8 +43,8 @@ class RagConfig(TransformersRagConfig):
     - ``null_passage`` (``bias | embedding | network``): one more slot, the last, in which the generator reads no passage,
       and how its logit is modelled; see :class:`ragstone.models.null_passage.NullPassage`. None: there is none;
     - ``passage_dropout``: the probability with which training leaves out each retrieved passage;
-    - ``min_answer_tokens``: an answer has at least so many tokens, its end not counted; 1 where the generator has learnt to
-      write nothing when its passage does not tell (``TrainingOptions.decline_weight``);
+    - ``min_answer_tokens``: an answer has at least so many tokens, its end not counted; set where the generator learnt
+      to write nothing when its passage does not tell (``TrainingOptions.decline_weight``);
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
     - ``base_model``: what a checkpoint of adapters was trained on: a name, or a folder relative to it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
@@ -137,6 +137,8 @@ class RagConfig(TransformersRagConfig):
         """Raise InputError for values that no model can work with."""
         if self.n_docs < 1:
             raise InputError(f"n_docs is {self.n_docs}; it must be at least 1.")
+        if self.min_answer_tokens < 0:
+            raise InputError(f"min_answer_tokens is {self.min_answer_tokens}; it must be at least 0.")
         if self.score_scale is not None and not self.score_scale > 0:
             raise InputError(f"score_scale is {self.score_scale}; it must be positive.")
         if self.null_passage not in (None, *NULL_PASSAGES):

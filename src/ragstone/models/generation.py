@@ -172,9 +172,11 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         )
         options = {"generation_config": generation_config, **options}
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}
-        if self.config.min_answer_tokens and not {"min_new_tokens", "min_length"} & options.keys():
+        adapter = self.rag.adapter()
+        unsaid = option(adapter, asked, "min_new_tokens") is None and "min_length" not in options
+        if self.config.min_answer_tokens and unsaid and not option(adapter, asked, "min_length"):
             options["min_new_tokens"] = self.config.min_answer_tokens
-        wants = option(self.rag.adapter(), asked, "return_dict_in_generate", False)
+        wants = option(adapter, asked, "return_dict_in_generate", False)
         if not wants and self.method == "sequence":
             options["complete"] = False  # nobody sees the probabilities
         out = self._generate(self.rag.contexts(inputs), inputs.log_prior, options)

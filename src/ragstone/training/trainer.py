@@ -96,9 +96,10 @@ class RagTrainer(Trainer):
             for weight in model.generator.parameters():  # which autocast would convert at every step
                 if not weight.requires_grad:
                     weight.data = weight.data.bfloat16()
-        self._empty: list[int] = tokenizer(text_target=[""])["labels"][0]
+        self._end = 0, 0
         if self.options.decline_weight:
-            model.config.min_answer_tokens = len(self._empty)
+            self._end = _end_of_nothing(tokenizer)
+            model.config.min_answer_tokens = self._end[0] + 1
         callbacks = list(callbacks or [])
         if self.options.train_passage_encoder:
             if not isinstance(retriever.index, KnowledgeBase):
@@ -149,7 +150,7 @@ class RagTrainer(Trainer):
             part.eval()  # no dropout where nothing learns
         groups = inputs.pop("groups", None)
         weight = self.options.decline_weight
-        out = model(**inputs, alternative=self._empty[-1] if weight else None)
+        out = model(**inputs, alternative=self._end[1] if weight else None)
         loss = out.loss if groups is None else any_answer_nll(out.nll, groups).mean()
         if weight:
             loss = loss + weight * self._decline_loss(out)
@@ -157,8 +158,7 @@ class RagTrainer(Trainer):
 
     def _decline_loss(self, out: Any) -> Tensor:
         """The mean over all passages of −log p(∅|x,z), counted where no accepted answer stands."""
-        lacking = self.accelerator.unwrap_model(self.model).retriever.without_answer
-        end = len(self._empty) - 1  # every answer begins as the empty one does
+        lacking, end = self.model.retriever.without_answer, self._end[0]
         passages = slice(lacking.shape[1])  # without the null passage
         log_probs = out.token_log_probs[:, passages, :end].sum(-1) + out.alternative_log_probs[:, passages, end]
         lacking = lacking.to(log_probs.device) & ~torch.isneginf(out.doc_scores[:, passages])
@@ -342,6 +342,15 @@ def last_checkpoint(folder: str | Path) -> str | None:
 def _step_of(checkpoint: Path) -> int:
     step = checkpoint.name.removeprefix("checkpoint-")
     return int(step) if step.isdecimal() else -1
+
+
+def _end_of_nothing(tokenizer: RagTokenizer) -> tuple[int, int]:
+    """Where the empty answer parts from all others, which begin as it does, and the token that it has there."""
+    empty, other = tokenizer(text_target=["", "a"])["labels"]
+    for place, (token, another) in enumerate(zip(empty, other, strict=False)):
+        if token != another:
+            return place, token
+    raise InputError("decline_weight needs a tokenizer that ends answers with a token of its own; set it to 0.")
 
 
 def _as_they_are(rows: list[Question]) -> dict[str, list[Question]]:
