@@ -1,5 +1,6 @@
 """RagTrainer on tiny models: what learns, what is drawn, what is saved, and what a kill leaves."""
 
+import itertools
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from ragstone.marginal import any_answer_nll
 from ragstone.questions import Question
 from ragstone.testing import ToyEncoder, tiny_rag, toy_passages
 from ragstone.training import RagTrainer, TrainingOptions, last_checkpoint
-from ragstone.training.trainer import _end_of_nothing
+from ragstone.training.trainer import _end_of_nothing, _SideBySide
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
@@ -226,6 +227,52 @@ def test_gold_passages_take_the_last_place_where_they_were_not_found(base, tmp_p
     batch = trainer._prepare_inputs({"rows": QUESTIONS})
     out = trainer.model(**batch, output_retrieved=True)
     assert out.retrieved_doc_ids == [list(q.positive_ids) for q in QUESTIONS]
+
+
+def test_passages_of_the_batch_take_the_place_of_a_search_but_not_on_the_dev_set(base, tmp_path):
+    options = TrainingOptions(k=2, test_k=4, in_batch=True)
+    trainer = trainer_of(base, tmp_path / "out", options=options, dev=QUESTIONS[:2], dropout=False)
+    searched = []
+    search = trainer.plain_retriever.retrieve
+    trainer.plain_retriever.retrieve = lambda *args, **kwargs: searched.append(args[1]) or search(*args, **kwargs)
+    trainer.train()
+    assert not searched
+    trainer.evaluate()
+    assert searched == [4]
+    questions = [q.question for q in QUESTIONS[:3]]
+    out = trainer.model(questions=questions, n_docs=2, output_retrieved=True)
+    gold = [q.positive_ids[0] for q in QUESTIONS[:3]]
+    assert all(own in row and set(row) <= set(gold) for own, row in zip(gold, out.retrieved_doc_ids, strict=True))
+    vectors = torch.tensor(np.stack([base.vectors(id_)[0] for id_ in gold]))
+    best = (out.question_encoder_last_hidden_state @ vectors.T).argsort(dim=1, descending=True, stable=True)
+    for own, row, order in zip(gold, out.retrieved_doc_ids, best.tolist(), strict=True):
+        wanted = [gold[n] for n in order[:2]]
+        assert row == (wanted if own in wanted else [wanted[0], own])
+    out = trainer.model(questions=questions[:1], n_docs=2)
+    assert torch.isneginf(out.doc_scores[:, 1]).all()  # there is no other passage in such a batch
+
+
+def test_questions_without_a_gold_passage_cannot_share_those_of_their_batch(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "QUESTIONS", [*QUESTIONS, Question("who?", ("nobody",), "4")])
+    with pytest.raises(InputError, match=r"'who\?' names no gold passage, which in_batch needs for each"):
+        trainer_of(base, tmp_path / "out", options=TrainingOptions(in_batch=True))
+    with pytest.raises(InputError, match="in_batch searches nothing"):
+        TrainingOptions(in_batch=True, where="title = 'a'")
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (12, 4), (3, 4), (7, 1)])
+def test_batches_hold_neighbours_and_an_epoch_holds_every_question_once(count, size):
+    sampler, orders = _SideBySide(count, size, seed=3), []
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert order == list(sampler)
+        assert sorted(order) == list(range(count))
+        for start in range(0, count, size):
+            batch = order[start : start + size]
+            assert all((b - a) % count == 1 for a, b in itertools.pairwise(batch))
+        orders.append(tuple(order))
+    assert len(set(orders)) > 1
 
 
 def test_the_dev_loss_is_the_mean_nll_at_the_k_of_the_test(base, tmp_path):
@@ -471,6 +518,20 @@ def test_weights_under_an_adapter_are_narrow_in_bf16_training_unless_they_will_b
         assert 0 <= trainer.evaluate()["eval_exact_match"] <= 1
         kinds = {w.requires_grad: w.dtype for w in trainer.model.generator.parameters()}
         assert kinds == {True: torch.float32, False: under}
+
+
+@pytest.mark.parametrize(("settings", "narrow"), [({"bf16": True}, True), ({}, False)])
+def test_adapters_take_narrow_inputs_as_they_come_in_bf16_training(base, tmp_path, settings, narrow):
+    trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=2, lora_rank=2), max_steps=1, **settings)
+    layers = [m for m in trainer.model.generator.modules() if hasattr(m, "cast_input_dtype_enabled")]
+    seen = []
+    trainer.model.generator.register_forward_pre_hook(
+        lambda *_: seen.append({layer.cast_input_dtype_enabled for layer in layers})
+    )
+    trainer.train()
+    assert layers
+    assert all(flags == {not narrow} for flags in seen)
+    assert {layer.cast_input_dtype_enabled for layer in layers} == {True}
 
 
 def test_an_answer_has_the_least_number_of_tokens_that_the_config_asks_for(base, tmp_path):

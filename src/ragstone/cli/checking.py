@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from ragstone.cli.console import out, print_json, working
+from ragstone.cli.console import counted, out, print_json, working
 from ragstone.knowledge import KnowledgeBase
 
 __all__ = ["check_folder"]
@@ -27,7 +27,7 @@ def check_folder(folder: Path, *, repair: bool, restore: int | None, as_json: bo
     for fault in report.faults:
         problem = escape(f"{fault.file}: {fault.problem}")
         out.print(f"[bold red]fault[/] {problem}\n      {escape(fault.remedy)}", soft_wrap=True)
-    held = "passages that cannot be read" if report.passages is None else f"{report.passages:,} passages"
+    held = "passages that cannot be read" if report.passages is None else counted(report.passages, "passage")
     unknown = f", {report.unknown_files:,} files without a checksum yet" if report.unknown_files else ""
     verdict = "sound" if report.sound else f"{len(report.faults)} faults"
     out.print(

@@ -16,6 +16,7 @@ __all__ = [
     "INTERRUPTED",
     "InterruptedRunError",
     "complain",
+    "counted",
     "err",
     "out",
     "print_json",
@@ -42,6 +43,15 @@ class InterruptedRunError(RagstoneError):
 def complain(message: str) -> None:
     """One error, in one sentence."""
     err.print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", soft_wrap=True)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "passage"), counted(2000, "passage")
+    ('1 passage', '2,000 passages')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def print_json(value: Any) -> None:

@@ -52,7 +52,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Take over a collection or index of another tool. Vectors are kept; interrupt it at any time, and run it again."""
-    from ragstone.cli.console import err, out, print_json, progress_bar, quiet_libraries, show_skipped
+    from ragstone.cli.console import counted, err, out, print_json, progress_bar, quiet_libraries, show_skipped
     from ragstone.knowledge.exchange import import_collection
 
     quiet_libraries()
@@ -73,8 +73,8 @@ def import_(
         return
     how = "encoded" if report.encoded else "with the vectors they came with"
     out.print(
-        f"{kb}: {report.passages:,} passages of {source} ({report.format}), {how}, and {report.unchanged:,} that were "
-        f"there already, in {report.seconds:.1f} s (version {report.version})."
+        f"{kb}: {counted(report.passages, 'passage')} of {source} ({report.format}), {how}, "
+        f"and {report.unchanged:,} that were there already, in {report.seconds:.1f} s (version {report.version})."
     )
     for note in report.notes:
         err.print(note, soft_wrap=True, markup=False)
@@ -89,7 +89,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write all passages to Parquet (with vectors), to a faiss file with a list of ids beside it, or to JSON lines."""
-    from ragstone.cli.console import out, print_json, progress_bar
+    from ragstone.cli.console import counted, out, print_json, progress_bar
     from ragstone.knowledge import KnowledgeBase
 
     base = KnowledgeBase.open(kb)
@@ -99,4 +99,6 @@ def export(
         print_json(asdict(report))
     else:
         files = " and ".join(report.files)
-        out.print(f"{files}: {report.passages:,} passages, {report.bytes / 1e6:,.1f} MB, in {report.seconds:.1f} s.")
+        out.print(
+            f"{files}: {counted(report.passages, 'passage')}, {report.bytes / 1e6:,.1f} MB, in {report.seconds:.1f} s."
+        )

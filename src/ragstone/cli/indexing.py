@@ -9,7 +9,7 @@ from typing import Literal
 
 from rich.markup import escape
 
-from ragstone.cli.console import out, print_json, progress_bar, quiet_libraries, show_skipped, working
+from ragstone.cli.console import counted, out, print_json, progress_bar, quiet_libraries, show_skipped, working
 from ragstone.errors import DocumentError, InputError
 from ragstone.knowledge import IndexEstimate, KnowledgeBase, SplitOptions, estimate_documents, find_files
 from ragstone.knowledge.workers import Workers
@@ -53,8 +53,9 @@ def index_paths(
         counts = f"{report.added:,} new, {report.updated:,} changed, {report.unchanged:,} unchanged"
         removed = f", {report.removed:,} removed" if report.removed else ""
         out.print(
-            f"{folder}: {report.documents:,} documents ({counts}{removed}), {report.passages:,} passages encoded in "
-            f"{report.seconds:.1f} s; {len(base):,} passages in all (version {base.version})."
+            f"{folder}: {counted(report.documents, 'document')} ({counts}{removed}), "
+            f"{counted(report.passages, 'passage')} encoded in "
+            f"{report.seconds:.1f} s; {counted(len(base), 'passage')} in all (version {base.version})."
         )
         show_skipped(report.skipped)
     if report.skipped and not report.documents:
@@ -147,6 +148,6 @@ def reencode(
         out.print(f"{folder}: its vectors are those of {escape(encoder)} already (version {before}).")
     else:
         out.print(
-            f"{folder}: {len(base):,} passages, now with vectors of {escape(encoder)} (width {base.width}), in "
+            f"{folder}: {counted(len(base), 'passage')}, now with vectors of {escape(encoder)} (width {base.width}), in "
             f"{seconds:.1f} s (version {base.version}; version {before} has the old ones)."
         )

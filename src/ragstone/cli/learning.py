@@ -38,6 +38,9 @@ def train(
     with_positives: Annotated[
         bool, typer.Option("--with-positives", help="Put the gold passage in where it was not found.")
     ] = False,
+    in_batch: Annotated[
+        bool, typer.Option("--in-batch", help="Take the gold passages of neighbouring questions; search nothing.")
+    ] = False,
     decline_weight: Annotated[
         float, typer.Option(help="Learn to write nothing from passages without an answer, at this weight.")
     ] = 0.0,
@@ -108,6 +111,7 @@ def train(
             "search": how.value,
             "where": where,
             "with_positives": with_positives,
+            "in_batch": in_batch,
             "decline_weight": decline_weight,
             "train_passage_encoder": train_passage_encoder,
             "refresh_every": refresh_every,

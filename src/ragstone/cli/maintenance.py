@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ragstone.cli.app import app
-from ragstone.cli.console import out, print_json, working
+from ragstone.cli.console import counted, out, print_json, working
 from ragstone.cli.options import Json, VersionOption, parse_version
 from ragstone.errors import InputError
 
@@ -93,4 +93,4 @@ def delete(
     if json:
         print_json({"deleted": count, "passages": len(base), "version": base.version})
     else:
-        out.print(f"{kb}: {count:,} passages deleted, {len(base):,} left (version {base.version}).")
+        out.print(f"{kb}: {counted(count, 'passage')} deleted, {len(base):,} left (version {base.version}).")

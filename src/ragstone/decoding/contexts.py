@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ragstone.generators import EncodedContexts, Generator, trim_padding
+from ragstone.marginal import log_probs
 
 __all__ = ["Contexts"]
 
@@ -47,6 +49,25 @@ class Contexts:
         part, places = self._parts[parts[0]], self._place[rows]
         whole = len(places) == part.rows and bool((places.diff() == 1).all())
         return part if whole else part.select(places)
+
+    def rule_out_nothing(self, log_prior: Tensor) -> Tensor:
+        """Let no context begin with the end of its answer, and weigh each by how likely it was not to.
+
+        From here on a first token's distribution is p(y_1|x,z,y≠∅). To be called before any context is read: all are.
+
+        Args:
+            log_prior: (B, K), log p(z|x).
+
+        Returns:
+            (B, K), log p(z|x,y≠∅), which is p(z|x)·(1 − p(∅|x,z)) over its sum. RAG-Sequence would rank as well without,
+            but RAG-Token weighs every token by the prior, also behind a first one that some passages would not have begun.
+        """
+        encoded = self.encode()
+        ends = torch.tensor(list(self.generator.eos_token_ids), device=log_prior.device)
+        first = log_probs(encoded.next_logits).index_fill(1, ends, -torch.inf)
+        self._parts[0] = replace(encoded, next_logits=first)
+        answered = log_prior + first.logsumexp(dim=1).view_as(log_prior)
+        return answered - answered.logsumexp(dim=1, keepdim=True)
 
     def pairs(self, rows: Tensor) -> Iterator[tuple[EncodedContexts, Tensor, Tensor]]:
         """Whatever belongs together of pairs with contexts ``rows`` (P,): contexts, which pairs (P',), their contexts."""

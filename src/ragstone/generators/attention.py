@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
@@ -181,7 +182,7 @@ def _attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(key, SharedKeys) and isinstance(value, SharedKeys):
         shared = _folded if key.own is None else _two_parts
-        out = shared(query, key, value, attention_mask, scaling, position_bias, softcap)
+        out = shared(query, key, value, attention_mask, scaling, position_bias, softcap, dropout)
     else:
         assert isinstance(key, Tensor)
         assert isinstance(value, Tensor)
@@ -236,14 +237,15 @@ def _folded(
     scaling: float,
     position_bias: Tensor | None,
     softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     """Cross-attention of R rows to the keys of N contexts: the rows of a context become queries side by side.
 
     What a query may see of its context does not depend on where it stands, so its mask is the context's (N, 1, 1, S).
     """
     groups: RowGroups = _local.groups
-    if position_bias is not None and bool(position_bias.any()):
-        raise NotImplementedError("cross-attention with a position bias")
+    if dropout or (position_bias is not None and bool(position_bias.any())):
+        raise NotImplementedError("shared cross-attention with dropout or a position bias")
     contexts, heads, length, width = key.shape[0], query.shape[1], query.shape[2], query.shape[3]
     spread = groups.spread(query).view(contexts, -1, heads, length, width).transpose(1, 2)
     bias = None if mask is None else mask[:, :, :1]
@@ -261,6 +263,7 @@ def _two_parts(
     scaling: float,
     position_bias: Tensor | None,
     softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     """Attention of R rows to N prompts and to their own tokens, one softmax over both."""
     groups: RowGroups = _local.groups
@@ -287,10 +290,10 @@ def _two_parts(
     before = torch.matmul(fold(rows), key.prompt.transpose(2, 3))
     after = torch.matmul(rows, own_keys.transpose(2, 3))
     if softcap is not None:
-        before, after = ((scores / softcap).tanh_().mul_(softcap) for scores in (before, after))
+        before, after = ((scores / softcap).tanh() * softcap for scores in (before, after))
     before += mask[::copies, :, :1, :seen]
     after.view(len(rows), heads, repeats, length, -1).add_(mask[:, :, None, :, seen:])
-    weights = torch.cat([before, fold(after)], dim=-1).softmax(dim=-1)
+    weights = F.dropout(torch.cat([before, fold(after)], dim=-1).softmax(dim=-1), dropout)
     out = unfold(torch.matmul(weights[..., :seen], value.prompt))
     out = out + torch.matmul(unfold(weights[..., seen:]), own_values)
     return groups.gather(out.reshape(len(rows), heads * repeats, length, -1))

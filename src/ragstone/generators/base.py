@@ -23,7 +23,15 @@ from ragstone.generators.head import head_input, project, without_head
 from ragstone.generators.packing import accelerated, can_share, is_accelerated
 from ragstone.marginal import label_log_probs
 
-__all__ = ["DecodingState", "EncodedContexts", "Generator", "align_padding", "select_cache", "trim_padding"]
+__all__ = [
+    "DecodingState",
+    "EncodedContexts",
+    "Generator",
+    "align_padding",
+    "select_cache",
+    "shares_keys",
+    "trim_padding",
+]
 
 _LOGITS_PER_CALL = 2**26
 """Logits (rows · T · V) that one call may hold where they cannot be made apart: 256 MB in float32."""
@@ -139,6 +147,15 @@ class Generator(ABC):
             return None
         hidden = head_input(self.model, lambda: self.logits(input_ids, attention_mask, labels, decoder_input_ids))
         return None if hidden is None else hidden[:, -labels.shape[1] :]
+
+    def shared_label_hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, prompt_lengths: Tensor
+    ) -> Tensor | None:
+        """The same, with every beginning that several contexts have in common read once, and its gradient summed.
+
+        None where the model cannot do that, or hardly any beginning is shared. ``prompt_lengths`` (N,) as in :meth:`encode`.
+        """
+        return None
 
     @abstractmethod
     def encode(
@@ -278,7 +295,7 @@ class Generator(ABC):
     def _shares(self) -> bool:
         """Whether rows of one context share its keys and values: found out once for each model."""
         active = is_accelerated(self.model) and self.model.config._attn_implementation == ATTENTION
-        return self.fast and active and _traits(self).shares
+        return self.fast and active and shares_keys(self)
 
     def _spread(self, state: DecodingState, rows: Tensor, copies: int) -> DecodingState:
         """A state of one row a context as one of ``copies`` rows a context; ``rows`` is each one's context."""
@@ -321,9 +338,18 @@ def _traits(generator: Generator) -> _Traits:
     model = generator.model
     if model not in _known:
         _known[model] = _Traits(False, False)  # while it is being tried
+        training = [module for module in model.modules() if module.training]
+        model.eval()
         with torch.no_grad():
             _known[model] = _try(generator)
+        for module in training:
+            module.training = True
     return _known[model]
+
+
+def shares_keys(generator: Generator) -> bool:
+    """Whether the model computes the same when rows of one context share its keys and values; tried once for each model."""
+    return _traits(generator).shares
 
 
 def _separates(generator: Generator) -> bool:

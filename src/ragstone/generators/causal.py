@@ -11,12 +11,24 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ragstone.errors import InputError, ModelError
 from ragstone.generators.attention import RowGroups, rows_grouped, share_prompts
-from ragstone.generators.base import DecodingState, EncodedContexts, Generator, align_padding, select_cache
+from ragstone.generators.base import (
+    DecodingState,
+    EncodedContexts,
+    Generator,
+    align_padding,
+    select_cache,
+    shares_keys,
+)
+from ragstone.generators.head import head_input
 from ragstone.generators.lengths import rows_at_a_time
+from ragstone.generators.packing import accelerated, can_share
 from ragstone.generators.prompt_store import PromptStore
 from ragstone.generators.prompts import pad_rows
 
 __all__ = ["CausalGenerator"]
+
+_MOST_APART = 0.75
+"""Above this share of different beginnings, reading them apart from what follows does not pay."""
 
 
 @final
@@ -56,6 +68,67 @@ class CausalGenerator(Generator):
         mask = torch.cat([attention_mask, torch.ones_like(inputs)], dim=1)
         return self._call(torch.cat([input_ids, inputs], dim=1), mask, keep=labels.shape[1]).logits
 
+    def shared_label_hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, prompt_lengths: Tensor
+    ) -> Tensor | None:
+        """See :meth:`Generator.shared_label_hidden`."""
+        rows = _real_tokens(input_ids, attention_mask)
+        lengths = prompt_lengths.clamp(min=1).tolist()
+        found: dict[tuple[int, ...], list[int]] = {}
+        for n, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            found.setdefault(tuple(row[:length]), []).append(n)
+        whole = all(len(row) > length for row, length in zip(rows, lengths, strict=True))
+        if not labels.shape[1] or not whole or len(found) > _MOST_APART * len(rows) or not self._shares_learning():
+            return None
+        heads = sorted(found, key=len)
+        costs = [len(head) + sum(len(rows[n]) - len(head) for n in found[head]) for head in heads]
+        parts, order = [], []
+        for size in rows_at_a_time(costs, input_ids.device.type):
+            part, heads = heads[:size], heads[size:]
+            own = [n for head in part for n in found[head]]
+            context = torch.tensor([c for c, head in enumerate(part) for _ in found[head]], device=labels.device)
+            hidden = self._read_behind(part, context, [rows[n][lengths[n] :] for n in own], labels[own])
+            if hidden is None:
+                return None
+            parts.append(hidden)
+            order += own
+        return torch.cat(parts)[torch.tensor(order, device=labels.device).argsort()]
+
+    def _shares_learning(self) -> bool:
+        """Whether rows may share keys and values that have gradients."""
+        model = self.model
+        again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        if not self.fast or "position_ids" not in self._names or again:
+            return False  # what is computed again would be so outside of the attention that knows who shares
+        plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+        return plain and can_share(model) and shares_keys(self)
+
+    def _read_behind(
+        self, heads: list[tuple[int, ...]], context: Tensor, tails: list[list[int]], labels: Tensor
+    ) -> Tensor | None:
+        """Read N beginnings, then R rows, each behind that of its ``context`` (R,): what predicts labels (R, T)."""
+        device, fill = labels.device, self.fill_token_id
+        ids, mask = (tensor.to(device) for tensor in pad_rows(heads, fill=fill))
+        cache = DynamicCache(config=self.model.config)
+        self._call(ids, mask, keep=1, past_key_values=cache)
+        answers = labels.masked_fill(labels < 0, fill)[:, :-1].tolist()
+        behind = [tail + answer for tail, answer in zip(tails, answers, strict=True)]
+        ids, own = (tensor.to(device) for tensor in pad_rows(behind, fill=fill))
+        mask = torch.cat([mask[context], own], dim=1)
+
+        def run() -> Tensor:
+            shared = share_prompts(cache, len(tails))
+            logits: Tensor = self._call(ids, mask, past_key_values=shared).logits
+            return logits
+
+        with accelerated(self.model, learning=True), rows_grouped(RowGroups.of(context, len(heads))):
+            hidden = head_input(self.model, run)
+        if hidden is None:
+            return None
+        last = torch.tensor([len(tail) - 1 for tail in tails], device=device)
+        places = last[:, None] + torch.arange(labels.shape[1], device=device)
+        return hidden.gather(1, places[..., None].expand(*places.shape, hidden.shape[2]))
+
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor | None = None
     ) -> EncodedContexts:
@@ -81,7 +154,7 @@ class CausalGenerator(Generator):
     ) -> EncodedContexts:
         """Read what follows the beginnings (N,) of prompts, whose keys and values come from the store."""
         device, fill = input_ids.device, self.fill_token_id
-        rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        rows = _real_tokens(input_ids, attention_mask)
         heads = [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]
         names = {head: store.name(self.model, list(head)) for head in dict.fromkeys(heads)}
         found = {head: store.get(name) for head, name in names.items()}
@@ -146,6 +219,11 @@ class CausalGenerator(Generator):
         if keep and out.logits.shape[1] != keep:
             out.logits = out.logits[:, -keep:]
         return out
+
+
+def _real_tokens(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:
+    """The rows (N, S) without their padding."""
+    return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
 
 
 def _put(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor) -> None:

@@ -43,12 +43,13 @@ def is_accelerated(model: Any) -> bool:
 
 
 @contextmanager
-def accelerated(model: Any) -> Iterator[None]:
+def accelerated(model: Any, *, learning: bool = False) -> Iterator[None]:
     """Let ``model`` run on Ragstone's attention and on packed weights inside; outside it is as it was.
 
-    May be entered again inside itself, and by several threads. With gradients on, or in training mode, it does nothing.
+    May be entered again inside itself, and by several threads. With gradients on, or in training mode, it does nothing,
+    unless ``learning`` says that they are meant: attention has gradients, and packed weights stand back.
     """
-    if torch.is_grad_enabled() or model.training:
+    if not learning and (torch.is_grad_enabled() or model.training):
         yield
         return
     with _lock:

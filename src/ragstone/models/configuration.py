@@ -44,7 +44,8 @@ class RagConfig(TransformersRagConfig):
       and how its logit is modelled; see :class:`ragstone.models.null_passage.NullPassage`. None: there is none;
     - ``passage_dropout``: the probability with which training leaves out each retrieved passage;
     - ``min_answer_tokens``: an answer has at least so many tokens, its end not counted; set where the generator learnt
-      to write nothing when its passage does not tell (``TrainingOptions.decline_weight``);
+      to write nothing when its passage does not tell (``TrainingOptions.decline_weight``). With 1 an answer is generated
+      from p(y|x,y≠∅), where passages that would rather write nothing have less to say;
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
     - ``base_model``: what a checkpoint of adapters was trained on: a name, or a folder relative to it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.

@@ -172,14 +172,17 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         )
         options = {"generation_config": generation_config, **options}
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}
-        adapter = self.rag.adapter()
+        adapter, contexts, prior = self.rag.adapter(), self.rag.contexts(inputs), inputs.log_prior
         unsaid = option(adapter, asked, "min_new_tokens") is None and "min_length" not in options
         if self.config.min_answer_tokens and unsaid and not option(adapter, asked, "min_length"):
-            options["min_new_tokens"] = self.config.min_answer_tokens
+            if self.config.min_answer_tokens == 1 and options.get("decoder_input_ids") is None:
+                prior = contexts.rule_out_nothing(prior)
+            else:
+                options["min_new_tokens"] = self.config.min_answer_tokens
         wants = option(adapter, asked, "return_dict_in_generate", False)
         if not wants and self.method == "sequence":
             options["complete"] = False  # nobody sees the probabilities
-        out = self._generate(self.rag.contexts(inputs), inputs.log_prior, options)
+        out = self._generate(contexts, prior, options)
         return out if wants else out.sequences
 
     @staticmethod

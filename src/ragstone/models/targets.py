@@ -55,7 +55,7 @@ def score_targets(
     if logits is None:
         length = int(token.max()) + 1 if len(token) else 1  # nothing is computed behind the last scored label
         used = (labels[:, :length], None if decoder_input_ids is None else decoder_input_ids[:, :length])
-        hidden = _label_hidden(generator, *_flattened(inputs, *used))
+        hidden = _label_hidden(generator, *_flattened(inputs, *used), inputs.prompt_lengths)
         if hidden is None:
             logits = target_logits(generator, inputs, *used)
 
@@ -84,9 +84,20 @@ def score_targets(
 
 
 def _label_hidden(
-    generator: Generator, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, decoder_input_ids: Tensor | None
+    generator: Generator,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    decoder_input_ids: Tensor | None,
+    prompt_lengths: Tensor | None,
 ) -> Tensor | None:
-    """What :meth:`Generator.label_hidden` gives, from contexts of like lengths at a time: padding costs like text."""
+    """What :meth:`Generator.label_hidden` gives: passages that several questions of a batch share are read once, or else
+    contexts of like lengths at a time, for padding costs like text.
+    """
+    if prompt_lengths is not None and decoder_input_ids is None:
+        shared = generator.shared_label_hidden(input_ids, attention_mask, labels, prompt_lengths.flatten())
+        if shared is not None:
+            return shared
     lengths = attention_mask.sum(dim=1)
     order = lengths.argsort()
     parts = []

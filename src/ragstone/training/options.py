@@ -22,6 +22,9 @@ class TrainingOptions:
         where: a filter on passages, as SQL.
         with_positives: a question's gold passage takes the last place where it was not found; with ``k = 1`` the generator
             learns from gold passages alone.
+        in_batch: passages are those that are gold for any question of the batch, the question's own among them, and batches
+            hold questions that stand side by side in the file. A causal generator reads each passage once for all of them.
+            Nothing is searched.
         decline_weight: w of an added loss w·mean_z −log p(∅|x,z) over the passages in which no accepted answer stands: from
             these the generator learns to write nothing, so that they leave the answer to the others. For answers that stand
             in passages word for word.
@@ -50,6 +53,7 @@ class TrainingOptions:
     search: Literal["dense", "exact", "keyword", "hybrid"] = "dense"
     where: str | None = None
     with_positives: bool = False
+    in_batch: bool = False
     decline_weight: float = 0.0
     train_question_encoder: bool = True
     train_generator: bool = True
@@ -89,6 +93,8 @@ class TrainingOptions:
             raise InputError(
                 "train_passage_encoder needs a question encoder that learns, and leaves gold passages out."
             )
+        if self.in_batch and (self.train_passage_encoder or self.with_positives or self.where):
+            raise InputError("in_batch searches nothing; leave train_passage_encoder, with_positives and where out.")
         if self.refresh_every and not self.train_passage_encoder:
             raise InputError(
                 "refresh_every has no meaning while passages keep their vectors; set train_passage_encoder."

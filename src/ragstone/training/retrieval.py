@@ -26,7 +26,7 @@ class TrainingRetriever:
 
     Args:
         retriever: over a knowledge base.
-        options: ``search``, ``where``, ``with_positives`` and ``decline_weight`` count here.
+        options: ``search``, ``where``, ``with_positives``, ``in_batch`` and ``decline_weight`` count here.
         questions: those whose gold passages and answers are known.
         encoder: encodes candidates anew, with gradient, where the passage encoder learns.
     """
@@ -41,6 +41,8 @@ class TrainingRetriever:
         self.retriever, self.options, self.encoder = retriever, options, encoder
         self.positives = {q.question: q.positive_ids for q in questions if q.positive_ids}
         self._gold: dict[str, Hit] = {}
+        self.in_batch = options.in_batch
+        """Whether passages come from the batch; not while dev questions are measured."""
         self.answers = {q.question: q.answers for q in questions} if options.decline_weight else {}
         self.without_answer: Tensor | None = None
         """(B, K), where the passages found last neither are gold nor hold an answer, with ``decline_weight``."""
@@ -59,9 +61,14 @@ class TrainingRetriever:
         """See :class:`ragstone.models.Retriever`."""
         assert questions is not None
         k = self.options.k if n_docs is None else n_docs
-        search, where = self.options.search, self.options.where
-        found = k if self.encoder is None else k * self.options.candidates
-        hits = self.retriever.retrieve(question_hidden_states, found, questions=questions, search=search, where=where)
+        if self.in_batch:
+            hits = self._in_batch(questions, question_hidden_states, k)
+        else:
+            search, where = self.options.search, self.options.where
+            found = k if self.encoder is None else k * self.options.candidates
+            hits = self.retriever.retrieve(
+                question_hidden_states, found, questions=questions, search=search, where=where
+            )
         fresh = None
         if self.encoder is not None:
             vectors = torch.from_numpy(question_hidden_states).to(self.encoder.encoder.device)
@@ -78,6 +85,14 @@ class TrainingRetriever:
         if fresh is not None:
             batch["retrieved_doc_embeds"] = fresh.vectors
         return batch
+
+    def _in_batch(self, questions: Sequence[str], vectors: np.ndarray[Any, Any], k: int) -> list[list[Hit]]:
+        """The k best of all questions' gold passages for each question, its own among them."""
+        own = [self.positives[question][0] for question in questions]
+        gold = [self._hit(id_) for id_ in dict.fromkeys(own)]
+        scores = vectors @ np.stack([hit.vector for hit in gold]).T
+        ranked = [[gold[n] for n in row] for row in np.argsort(-scores, axis=1, kind="stable")]
+        return [self._with_gold(question, hits[:k], k) for question, hits in zip(questions, ranked, strict=True)]
 
     def _with_gold(self, question: str, hits: list[Hit], k: int) -> list[Hit]:
         """The hits of a question, the last of which gives way to a gold passage if none is there."""

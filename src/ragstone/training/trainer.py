@@ -6,7 +6,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ragstone.errors import InputError, ModelError
@@ -85,6 +87,11 @@ class RagTrainer(Trainer):
         self.options = TrainingOptions() if options is None else options
         if self.options.answers == "all" and model.config.label_smoothing:
             raise InputError("label_smoothing has no meaning with answers='all'; set one of them back.")
+        lost = next((q for q in questions if not q.positive_ids), None) if self.options.in_batch else None
+        if lost is not None:
+            raise InputError(
+                f"The question {lost.question[:60]!r} names no gold passage, which in_batch needs for each."
+            )
         self.rag_tokenizer, self.base_model = tokenizer, base_model
         self.plain_retriever = retriever
         retriever.attach(model.question_encoder)  # compared with the base's encoder while it is what it was
@@ -150,11 +157,21 @@ class RagTrainer(Trainer):
             part.eval()  # no dropout where nothing learns
         groups = inputs.pop("groups", None)
         weight = self.options.decline_weight
-        out = model(**inputs, alternative=self._end[1] if weight else None)
+        with self._narrow_adapters():
+            out = model(**inputs, alternative=self._end[1] if weight else None)
         loss = out.loss if groups is None else any_answer_nll(out.nll, groups).mean()
         if weight:
             loss = loss + weight * self._decline_loss(out)
         return (loss, out) if return_outputs else loss
+
+    def _narrow_adapters(self) -> AbstractContextManager[Any]:
+        """Under autocast, adapters take their inputs as they come; peft would widen each of them to float32 first."""
+        narrow = (self.args.bf16 or self.args.fp16) and not self.args.gradient_checkpointing
+        if not self.adapted or not narrow:
+            return nullcontext()
+        from peft.helpers import disable_input_dtype_casting
+
+        return disable_input_dtype_casting(self.model)
 
     def _decline_loss(self, out: Any) -> Tensor:
         """The mean over all passages of −log p(∅|x,z), counted where no accepted answer stands."""
@@ -163,6 +180,11 @@ class RagTrainer(Trainer):
         log_probs = out.token_log_probs[:, passages, :end].sum(-1) + out.alternative_log_probs[:, passages, end]
         lacking = lacking.to(log_probs.device) & ~torch.isneginf(out.doc_scores[:, passages])
         return -log_probs.masked_fill(~lacking, 0.0).mean()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.options.in_batch:
+            return super()._get_train_sampler(train_dataset)
+        return _SideBySide(len(self.train_dataset), self.args.train_batch_size, self.args.seed)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the contexts are only known once passages are found."""
@@ -202,7 +224,10 @@ class RagTrainer(Trainer):
         questions = list(self.eval_dataset if eval_dataset is None else eval_dataset)
         own = questions[self.args.process_index :: self.args.world_size]
         self.model.eval()
-        with fields_set(self.model.config, n_docs=self.options.k_at_test):
+        with (
+            fields_set(self.model.config, n_docs=self.options.k_at_test),
+            fields_set(self.model.retriever, in_batch=False),
+        ):
             sums = {"loss": sum(self._losses(own))}
             if self.options.dev_metric != "loss":
                 sums[self.options.dev_metric] = self._measure(own)
@@ -325,6 +350,28 @@ class RagTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _SideBySide(Sampler[int]):
+    """Batches of questions that stand side by side, in random order; each epoch cuts them elsewhere."""
+
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        self.count, self.size, self.seed, self.epoch = count, size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        draw = random.Random(f"{self.seed} {self.epoch}")
+        first = draw.randrange(self.count)
+        ring = [(first + n) % self.count for n in range(self.count)]
+        batches = [ring[n : n + self.size] for n in range(0, self.count - self.size + 1, self.size)]
+        draw.shuffle(batches)
+        rest = ring[len(batches) * self.size :]  # a shorter batch would shift those behind it
+        return iter([n for batch in [*batches, rest] for n in batch])
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
