@@ -281,6 +281,29 @@ def test_without_any_hit_the_null_passage_answers(doubting):
     assert answer.score_of("Shakespeare").null_posterior == 1.0
 
 
+def test_a_model_that_may_write_nothing_says_how_likely_that_was(rag):
+    rag.model.config.min_answer_tokens = 1
+    free = rag("who wrote hamlet?", max_new_tokens=4, min_new_tokens=0)
+    assert (free.nothing, free.found) == (0.0, True)
+    answer = rag("who wrote hamlet?", max_new_tokens=4)
+    adapter = rag.model.rag.adapter()
+    if adapter.start_token_id is None:
+        prepared = rag._prepare(rag.retriever, ["who wrote hamlet?"], 3, "dense", None, "dense", None)
+        out = rag.model(**prepared.inputs, labels=torch.tensor([list(adapter.eos_token_ids)]))  # the end alone
+        empty = out.doc_scores.softmax(1) * out.token_log_probs[..., 0].exp()
+        assert answer.nothing == pytest.approx(float(empty.sum()), abs=1e-5)
+    assert 0 < answer.nothing < 1
+    assert answer.found is answer.to_dict()["found"] is (answer.nothing < 0.5)
+    assert dataclasses.replace(answer, nothing=0.6).found is False
+    chosen = rag.choose("who wrote hamlet?", ["Shakespeare", "Pi"])
+    assert chosen.nothing == pytest.approx(answer.nothing, abs=1e-5)
+    for one in (chosen, *chosen.alternatives):
+        score = answer.score_of(one.text)
+        assert score.log_prob == pytest.approx(one.log_prob, abs=1e-4)
+        np.testing.assert_allclose(score.posterior, [e.posterior for e in one.passages], atol=1e-4)
+    assert answer.score_of("").log_prob == pytest.approx(free.score_of("").log_prob, abs=1e-5)
+
+
 def test_given_passages_stand_beside_the_null_passage(doubting):
     both = doubting(["hamlet?", "everest?"], passages=[TEXTS[:1], TEXTS[1:4]], max_new_tokens=3)
     for answer, count in zip(both, (1, 3), strict=True):

@@ -1,8 +1,9 @@
 """Make the adapters of ``"local"`` out of a trained checkpoint: bfloat16, and at most 12 MB.
 
-    python benchmarks/training/ship.py TRAINED src/ragstone/local_checkpoint
+    python benchmarks/training/ship.py TRAINED src/ragstone/local_checkpoint [--method token] [--parts generator]
 
-Figures are to be measured with the files this writes. The model card (README.md) in the target folder is left as it is.
+``--parts`` leaves out the adapter of a part that it does not pay to ship. Figures are to be measured with the files this
+writes. The model card (README.md) in the target folder is left as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ragstone.models.adapters import ADAPTER_WEIGHTS, ADAPTERS
+from ragstone.models.adapters import ADAPTER_WEIGHTS, ADAPTERS, PARTS
 
 LARGEST = 12 * 10**6
 
@@ -25,12 +26,19 @@ def main() -> None:
     parser.add_argument("trained", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("-k", type=int, default=5, help="passages a question, unless told otherwise")
+    parser.add_argument("--method", choices=["token", "sequence"], default="token", help="unless told otherwise")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     options.target.mkdir(parents=True, exist_ok=True)
     config = json.loads((options.trained / "config.json").read_text(encoding="utf-8"))
-    config["n_docs"] = options.k
+    config |= {"n_docs": options.k, "architectures": [f"Rag{options.method.title()}ForGeneration"]}
+    if "question_encoder" not in options.parts:  # it stays what encoded the passages
+        config |= {"passage_encoder": None, "passage_fingerprint": None}
     (options.target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copytree(options.trained / ADAPTERS, options.target / ADAPTERS, dirs_exist_ok=True)
+    shutil.rmtree(options.target / ADAPTERS, ignore_errors=True)
+    for part in options.parts:
+        if (options.trained / ADAPTERS / part).exists():
+            shutil.copytree(options.trained / ADAPTERS / part, options.target / ADAPTERS / part)
     files = list((options.target / ADAPTERS).glob(f"*/{ADAPTER_WEIGHTS}"))
     for file in files:
         save_file({name: weight.to(torch.bfloat16) for name, weight in load_file(file).items()}, file)

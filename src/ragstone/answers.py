@@ -60,6 +60,8 @@ class Answer:
         method: ``"token"`` or ``"sequence"``.
         alternatives: further answers, best first, with ``num_return_sequences`` > 1.
         null_prior, null_posterior: of the null passage (``config.null_passage``); 0 without one.
+        nothing: p(∅|x), how likely the model would have written nothing, where it has learnt to
+            (``config.min_answer_tokens``); the other probabilities are those given that there is an answer. 0 otherwise.
     """
 
     question: str
@@ -73,12 +75,17 @@ class Answer:
     alternatives: tuple[Answer, ...] = field(default=(), repr=False)
     null_prior: float = 0.0
     null_posterior: float = 0.0
+    nothing: float = 0.0
     _scorer: Any = field(default=None, repr=False, compare=False)
 
     @property
     def found(self) -> bool:
-        """Whether some passage had more to do with the answer than reading none; True without a null passage."""
-        return max((evidence.posterior for evidence in self.passages), default=0.0) >= self.null_posterior
+        """Whether the passages tell: some had more to do with the answer than reading none, and nothing was less likely.
+
+        True where the model has neither a null passage nor learnt to write nothing.
+        """
+        supported = max((evidence.posterior for evidence in self.passages), default=0.0) >= self.null_posterior
+        return supported and self.nothing < 0.5
 
     def score_of(self, text: str) -> Score:
         """Log-probability and posterior of any other answer to this question under the same passages."""
@@ -97,6 +104,7 @@ class Answer:
             "found": self.found,
             "null_prior": self.null_prior,
             "null_posterior": self.null_posterior,
+            "nothing": self.nothing,
             "passages": [
                 {**asdict(e.passage), "score": e.score, "prior": e.prior, "posterior": e.posterior}
                 for e in self.passages

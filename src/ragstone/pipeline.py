@@ -276,7 +276,7 @@ class RagPipeline:
             found = k, search, where, prior, None if given is None else given[part]
             prepared = self._prepare(retriever, questions[part], *found)
             inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
-            out = score_candidates(self.model.rag.contexts(inputs), inputs.log_prior, candidates, method=self.method)
+            out = score_candidates(*self.model.answer_contexts(inputs), candidates, method=self.method)
             answers += self._answers(prepared, out, len(choices), ranked=False)
         return answers[0] if single else answers
 
@@ -418,16 +418,20 @@ class RagPipeline:
             method=self.method,
             null_prior=float(prior[-1]) if null else 0.0,
             null_posterior=float(posterior[-1]) if null else 0.0,
+            nothing=0.0 if out.nothing is None else float(out.nothing[row]),
             _scorer=lambda text: self._score(alone, text),
         )
 
     @torch.no_grad()
     def _score(self, prepared: _Prepared, text: str) -> Score:
-        labels = torch.tensor(self.tokenizer.target_ids([text]), device=prepared.doc_scores.device)
-        out = self.model(**prepared.inputs, labels=labels)
-        posterior = self.model.posteriors(out)[0][0].tolist()
+        inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
+        contexts = self.model.answer_contexts(inputs, empty_too=not text)
+        out = score_candidates(*contexts, self.tokenizer.target_ids([text]), method=self.method)
+        assert out.log_probs is not None
+        assert out.posteriors is not None
+        posterior = out.posteriors[0].tolist()
         null = 0.0 if self.model.rag.null_passage is None else posterior[-1]
-        return Score(-float(out.nll), tuple(posterior[: len(prepared.passages[0])]), null)
+        return Score(float(out.log_probs), tuple(posterior[: len(prepared.passages[0])]), null)
 
 
 def _listed(question: str | Sequence[str]) -> tuple[list[str], bool]:

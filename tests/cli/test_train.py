@@ -7,6 +7,7 @@ import pytest
 from command import ragstone
 
 from ragstone import RagPipeline
+from ragstone.cli.training import slow_allocator
 from ragstone.training.presets import PRESETS, SOURCES
 
 pytest.importorskip("accelerate")
@@ -120,3 +121,20 @@ def test_what_cannot_be_is_refused_in_one_sentence(train, wrong, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("loaded", "device", "slow"),
+    [
+        ("/lib/libc.so.6", "cpu", True),
+        ("/lib/libc.so.6", "cuda", False),
+        ("/lib/libc.so.6\n/lib/libjemalloc.so.2", "cpu", False),
+        ("/lib/ld-musl.so", "cpu", False),
+        (None, "cpu", False),
+    ],
+)
+def test_the_plan_tells_of_an_allocator_that_wears_out(tmp_path, loaded, device, slow):
+    maps = tmp_path / "maps"
+    if loaded is not None:
+        maps.write_text(loaded)
+    assert slow_allocator(device, str(maps)) is slow

@@ -16,7 +16,9 @@ from ragstone.questions import read_questions
 from ragstone.training import Preset, RagTrainer, TrainingOptions, last_checkpoint
 from ragstone.training.presets import SOURCES, preset
 
-__all__ = ["train_model"]
+__all__ = ["slow_allocator", "train_model"]
+
+QUICK_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
 def train_model(
@@ -177,9 +179,20 @@ def _plan(trainer: RagTrainer, preset_name: str | None, known: Preset | None) ->
         "weights": sum(p.numel() for p in parameters),
         "options": asdict(trainer.options),
     }
+    if slow_allocator(trainer.args.device.type):
+        plan["memory allocator"] = "the C library's; jemalloc makes steps on a CPU shorter (docs/training.md)"
     if known is not None:
         plan["preset"] = {"name": preset_name, **asdict(known), "sources": SOURCES}
     return plan
+
+
+def slow_allocator(device: str, maps: str = "/proc/self/maps") -> bool:
+    """Whether glibc hands out memory to training on a CPU, whose large tensors of all sizes wear its free lists out."""
+    try:
+        loaded = Path(maps).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return device == "cpu" and "libc.so.6" in loaded and not any(name in loaded for name in QUICK_ALLOCATORS)
 
 
 def _estimate(trainer: RagTrainer, weights: int) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def score_candidates(
     counts &= torch.arange(counts.shape[1], device=counts.device) < lengths.unsqueeze(1)
     scores = score_sequences(contexts, questions, sequences, passages)
     scores = scores.masked_fill(~counts.unsqueeze(1), 0.0)
+    nothing = contexts.nothing_by_row(len(sequences))
     if method == "sequence":
-        return sequence_output(prior, sequences, scores)
-    return token_output(prior, sequences, scores, counts)
+        return sequence_output(prior, sequences, scores, nothing=nothing)
+    return token_output(prior, sequences, scores, counts, nothing=nothing)

@@ -31,6 +31,8 @@ class Contexts:
         self._parts: list[EncodedContexts] = []
         self._part = torch.full((len(input_ids),), -1, device=input_ids.device)  # which of the parts holds each row
         self._place = torch.zeros_like(self._part)  # and where
+        self.nothing: Tensor | None = None
+        """(B,) p(∅|x) = Σ_z p(z|x) p(∅|x,z), once it is ruled out."""
 
     @torch.no_grad()
     def encode(self, rows: Tensor | None = None) -> EncodedContexts:
@@ -67,7 +69,13 @@ class Contexts:
         first = log_probs(encoded.next_logits).index_fill(1, ends, -torch.inf)
         self._parts[0] = replace(encoded, next_logits=first)
         answered = log_prior + first.logsumexp(dim=1).view_as(log_prior)
-        return answered - answered.logsumexp(dim=1, keepdim=True)
+        any_answer = answered.logsumexp(dim=1, keepdim=True)
+        self.nothing = 1 - any_answer.exp().squeeze(1)
+        return answered - any_answer
+
+    def nothing_by_row(self, rows: int) -> Tensor | None:
+        """:attr:`nothing` of ``rows`` sequences, as many for each question."""
+        return None if self.nothing is None else self.nothing.repeat_interleave(rows // len(self.nothing))
 
     def pairs(self, rows: Tensor) -> Iterator[tuple[EncodedContexts, Tensor, Tensor]]:
         """Whatever belongs together of pairs with contexts ``rows`` (P,): contexts, which pairs (P',), their contexts."""

@@ -36,6 +36,8 @@ class RagGenerateOutput(ModelOutput):
         logits: marginal log-probabilities per step, each (rows, V), where ``output_logits`` asked for them (RAG-Token).
         log_prob_bounds: (R, 2), between which log p(y|x) lies (RAG-Sequence): both are ``log_probs`` unless
             ``complete=False`` left passages out; then ``log_probs`` is the lower one, and ``posteriors`` leave them out too.
+        nothing: (R,) p(∅|x), how likely the model would have written nothing, where it has learnt to; all other
+            probabilities are then those given that there is an answer, p(y|x,y≠∅).
         beam_indices: (R, T) as transformers' beam search reports them (RAG-Token).
     """
 
@@ -49,6 +51,7 @@ class RagGenerateOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
     beam_indices: Tensor | None = None
     log_prob_bounds: Tensor | None = None
+    nothing: Tensor | None = None
 
 
 def sequence_output(prior: Tensor, sequences: Tensor, token_log_probs: Tensor, **others: Any) -> RagGenerateOutput:

@@ -26,7 +26,7 @@ from ragstone.marginal import (
 )
 from ragstone.models.body import RagModel
 from ragstone.models.configuration import RagConfig
-from ragstone.models.outputs import RagOutput
+from ragstone.models.outputs import RagInputs, RagOutput
 from ragstone.models.pretrained import RagPreTrainedModel
 from ragstone.models.protocols import Retriever
 from ragstone.models.targets import score_targets, target_logits
@@ -172,18 +172,32 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         )
         options = {"generation_config": generation_config, **options}
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}
-        adapter, contexts, prior = self.rag.adapter(), self.rag.contexts(inputs), inputs.log_prior
+        adapter, empty_too = self.rag.adapter(), True
         unsaid = option(adapter, asked, "min_new_tokens") is None and "min_length" not in options
         if self.config.min_answer_tokens and unsaid and not option(adapter, asked, "min_length"):
             if self.config.min_answer_tokens == 1 and options.get("decoder_input_ids") is None:
-                prior = contexts.rule_out_nothing(prior)
+                empty_too = False
             else:
                 options["min_new_tokens"] = self.config.min_answer_tokens
         wants = option(adapter, asked, "return_dict_in_generate", False)
         if not wants and self.method == "sequence":
             options["complete"] = False  # nobody sees the probabilities
+        contexts, prior = self.answer_contexts(inputs, empty_too=empty_too)
         out = self._generate(contexts, prior, options)
+        assert out.sequences is not None
+        out.nothing = contexts.nothing_by_row(len(out.sequences))
         return out if wants else out.sequences
+
+    def answer_contexts(self, inputs: RagInputs, *, empty_too: bool = False) -> tuple[Contexts, Tensor]:
+        """Contexts and log p(z|x) (B, K) to find or score answers with.
+
+        Where the generator has learnt to write nothing (``config.min_answer_tokens`` is 1) both are those given that there
+        is an answer, unless an empty one counts too (see :meth:`ragstone.decoding.Contexts.rule_out_nothing`).
+        """
+        contexts, prior = self.rag.contexts(inputs), inputs.log_prior
+        if not empty_too and self.config.min_answer_tokens == 1:
+            prior = contexts.rule_out_nothing(prior)
+        return contexts, prior
 
     @staticmethod
     @abstractmethod
