@@ -285,10 +285,12 @@ def test_a_model_that_may_write_nothing_says_how_likely_that_was(rag):
     rag.model.config.min_answer_tokens = 1
     free = rag("who wrote hamlet?", max_new_tokens=4, min_new_tokens=0)
     assert (free.nothing, free.found) == (0.0, True)
+    prepared = rag._prepare(rag.retriever, ["who wrote hamlet?"], 3, "dense", None, "dense", None)
+    plain = rag.model(**prepared.inputs, labels=torch.tensor(rag.tokenizer.target_ids(["Shakespeare"])))
+    assert free.score_of("Shakespeare").log_prob == pytest.approx(-float(plain.nll.detach()), rel=1e-5)
     answer = rag("who wrote hamlet?", max_new_tokens=4)
     adapter = rag.model.rag.adapter()
     if adapter.start_token_id is None:
-        prepared = rag._prepare(rag.retriever, ["who wrote hamlet?"], 3, "dense", None, "dense", None)
         out = rag.model(**prepared.inputs, labels=torch.tensor([list(adapter.eos_token_ids)]))  # the end alone
         empty = out.doc_scores.softmax(1) * out.token_log_probs[..., 0].exp()
         assert answer.nothing == pytest.approx(float(empty.sum()), abs=1e-5)

@@ -4,7 +4,7 @@
 # text; questions with answers and positive_ids). About four hours on two cores.
 set -euo pipefail
 squad=$1 work=$2 here=$(dirname "$0")
-export OMP_WAIT_POLICY=active GOMP_SPINCOUNT=1000000 # threads wait awake: a tenth to a fifth less time where nothing else runs
+export OMP_WAIT_POLICY=active GOMP_SPINCOUNT=1000000 # threads wait awake; nothing else may run
 ragstone index "$squad/train.passages.jsonl" --whole --kb "$work/train"
 ragstone index "$squad/passages.jsonl" --whole --kb "$work/dev"
 learn() { ragstone train "$work/train" "$squad/questions.train.jsonl" --model local-untrained --test-k 5 --lora-rank 16 --bf16 "$@"; }
@@ -16,7 +16,7 @@ python "$here/ship.py" "$work/read" "$work/local"
 joint() { learn -k 2 --decline-weight 1 --question-encoder-lora-rank 4 --learn-score-scale --learning-rate 4e-4 --warmup-steps 15 "$@"; }
 joint --adapters "$work/read" --out "$work/joint" --with-positives --batch-size 8 --question-encoder-learning-rate 2e-4 \
     --steps 220 --save-every 40 --seed 1
-# The same with the passages of the batch, which are read once: twice as many questions in the same time.
+# The same with the passages of the batch, each read once (shared_passages.py measures that).
 joint --adapters "$work/joint" --out "$work/batch" --method sequence --in-batch --batch-size 16 \
     --question-encoder-learning-rate 1e-4 --steps 250 --save-every 20 --seed 2
 python "$here/ship.py" "$work/batch" "$work/candidate" --parts generator # the question encoder's gains nothing measurable

@@ -19,6 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import describe
 
+from ragstone.cli.training import slow_allocator
+
 WAYS = ("shared", "apart")
 
 
@@ -35,10 +37,8 @@ def main() -> None:
     if options.way:
         print(*measure(options))
         return
-    libraries = Path("/proc/self/maps").read_text(encoding="utf-8")
-    names = [name for name in ("jemalloc", "tcmalloc", "mimalloc") if name in libraries]
     print(describe())
-    print(f"memory from {names[0] if names else 'the C library'}")
+    print("memory from " + ("glibc" if slow_allocator("cpu") else "another allocator than glibc's"))
     print(f"| K = {options.k} | s a step of {options.batch_size} | s a question | peak memory, MB |")
     print("|---|---|---|---|")
     for way in WAYS:

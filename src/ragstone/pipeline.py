@@ -406,7 +406,7 @@ class RagPipeline:
             posterior[:real].tolist(),
             strict=True,
         )
-        alone = prepared.of(b)
+        alone, unconditional = prepared.of(b), out.nothing is None
         return Answer(
             question=prepared.questions[b],
             text=generator.decode(tokens, skip_special_tokens=True).strip(),
@@ -419,13 +419,13 @@ class RagPipeline:
             null_prior=float(prior[-1]) if null else 0.0,
             null_posterior=float(posterior[-1]) if null else 0.0,
             nothing=0.0 if out.nothing is None else float(out.nothing[row]),
-            _scorer=lambda text: self._score(alone, text),
+            _scorer=lambda text: self._score(alone, text, empty_too=unconditional or not text),
         )
 
     @torch.no_grad()
-    def _score(self, prepared: _Prepared, text: str) -> Score:
+    def _score(self, prepared: _Prepared, text: str, *, empty_too: bool) -> Score:
         inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
-        contexts = self.model.answer_contexts(inputs, empty_too=not text)
+        contexts = self.model.answer_contexts(inputs, empty_too=empty_too)
         out = score_candidates(*contexts, self.tokenizer.target_ids([text]), method=self.method)
         assert out.log_probs is not None
         assert out.posteriors is not None

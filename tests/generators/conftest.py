@@ -40,6 +40,12 @@ def build(kind, seed=0):
     return model(model.config_class(**values, **spread, vocab_size=VOCABULARY)).eval()
 
 
+@pytest.fixture(name="build", scope="package")
+def build_fixture():
+    """`build`, for tests that want a model of their own."""
+    return build
+
+
 @pytest.fixture(scope="package", params=SEQ2SEQ + CAUSAL)
 def generator(request):
     return generator_for(build(request.param))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import build
 
 from ragstone.generators import generator_for, lengths
 
@@ -41,7 +40,7 @@ def tokens_at_a_time(request, monkeypatch):
 
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("training", [False, True])
-def test_values_and_gradients_are_those_of_rows_read_alone(kind, training, labels, tokens_at_a_time):
+def test_values_and_gradients_are_those_of_rows_read_alone(build, kind, training, labels, tokens_at_a_time):
     model = build(kind).double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -68,7 +67,7 @@ def test_values_and_gradients_are_those_of_rows_read_alone(kind, training, label
         torch.testing.assert_close(shared_slopes[name], slope, **CLOSE)
 
 
-def test_each_beginning_is_read_once(labels):
+def test_each_beginning_is_read_once(build, labels):
     model, seen = build("llama"), []
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(
@@ -86,12 +85,12 @@ def test_each_beginning_is_read_once(labels):
 
 
 @pytest.mark.parametrize("kind", ["mistral", "bloom", "bart"])
-def test_models_that_cannot_share_say_so(kind, labels):
+def test_models_that_cannot_share_say_so(build, kind, labels):
     ids, mask, ends = rows(HEADS, TAILS)
     assert generator_for(build(kind)).shared_label_hidden(ids, mask, labels, ends) is None
 
 
-def test_nothing_is_taken_apart_where_little_is_shared_or_nothing_follows(labels):
+def test_nothing_is_taken_apart_where_little_is_shared_or_nothing_follows(build, labels):
     generator = generator_for(build("llama"))
     ids, mask, ends = rows([0, 0, 1, 2, 0, 1], TAILS)
     assert generator.shared_label_hidden(ids, mask, labels, ends) is not None
@@ -105,7 +104,7 @@ def test_nothing_is_taken_apart_where_little_is_shared_or_nothing_follows(labels
     assert generator.shared_label_hidden(ids, mask, labels, ends) is None
 
 
-def test_dropout_of_attention_weights_is_kept(labels):
+def test_dropout_of_attention_weights_is_kept(build, labels):
     """GPT-2's is 0.1: two passes differ in training mode and are equal without it."""
     model = build("gpt2")
     for module in model.modules():

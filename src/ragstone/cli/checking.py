@@ -28,10 +28,11 @@ def check_folder(folder: Path, *, repair: bool, restore: int | None, as_json: bo
         problem = escape(f"{fault.file}: {fault.problem}")
         out.print(f"[bold red]fault[/] {problem}\n      {escape(fault.remedy)}", soft_wrap=True)
     held = "passages that cannot be read" if report.passages is None else counted(report.passages, "passage")
-    unknown = f", {report.unknown_files:,} files without a checksum yet" if report.unknown_files else ""
-    verdict = "sound" if report.sound else f"{len(report.faults)} faults"
+    unknown = f", {counted(report.unknown_files, 'file')} without a checksum yet" if report.unknown_files else ""
+    verdict = "sound" if report.sound else counted(len(report.faults), "fault")
+    whole = counted(len(report.whole_versions), "whole version")
     out.print(
-        f"{escape(str(folder))}: {verdict}; version {report.version} with {held}, {len(report.whole_versions):,} whole "
-        f"versions, {report.files:,} files ({report.bytes:,} bytes) in {report.seconds:.1f} s{unknown}."
+        f"{escape(str(folder))}: {verdict}; version {report.version} with {held}, {whole}, "
+        f"{counted(report.files, 'file')} ({report.bytes:,} bytes) in {report.seconds:.1f} s{unknown}."
     )
     return 0 if report.sound else 1

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.markup import escape
 
+from ragstone.cli.console import counted, print_json, progress_bar, quiet_libraries
 from ragstone.cli.console import out as console
-from ragstone.cli.console import print_json, progress_bar, quiet_libraries
 from ragstone.knowledge import KnowledgeBase
 from ragstone.questions import read_questions
 from ragstone.training import train_encoder
@@ -27,7 +27,8 @@ def train(folder: Path, questions: Path, *, encoder: str, out: Path, options: di
         print_json(asdict(report))
         return
     console.print(
-        f"{escape(report.folder)}: learnt from {report.questions:,} questions ({report.pairs:,} gold passages) in "
-        f"{report.steps:,} steps and {report.seconds:.1f} s, mean loss {report.loss:.3f} nats."
+        f"{escape(report.folder)}: learnt from {counted(report.questions, 'question')} "
+        f"({counted(report.pairs, 'gold passage')}) in {report.steps:,} steps and {report.seconds:.1f} s, "
+        f"mean loss {report.loss:.3f} nats."
     )
     console.print(f"Use it with: ragstone reindex {escape(str(folder))} --encoder {escape(report.folder)}")

@@ -11,7 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ragstone._extras import extra
-from ragstone.cli.console import InterruptedRunError, err, out, print_json, progress_bar, quiet_libraries, working
+from ragstone.cli.console import (
+    InterruptedRunError,
+    counted,
+    err,
+    out,
+    print_json,
+    progress_bar,
+    quiet_libraries,
+    working,
+)
 from ragstone.errors import InputError
 from ragstone.evaluation import (
     Comparison,
@@ -114,7 +123,7 @@ def _print(evaluation: Evaluation, sweep: Mapping[int, Evaluation], comparisons:
     values = evaluation.to_dict()
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.settings.items())
     lost = f" [yellow]({values['unanswered']:,} unanswered)[/]" if values["unanswered"] else ""
-    out.print(f"[bold]{values['n']:,} questions[/]{lost}  [dim]{escape(settings)}[/]")
+    out.print(f"[bold]{counted(values['n'], 'question')}[/]{lost}  [dim]{escape(settings)}[/]")
     table = _table("", "", "95 % interval")
     for group, names in wording.grouped(evaluation.summary).items():
         table.add_section()

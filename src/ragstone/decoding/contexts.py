@@ -70,7 +70,7 @@ class Contexts:
         self._parts[0] = replace(encoded, next_logits=first)
         answered = log_prior + first.logsumexp(dim=1).view_as(log_prior)
         any_answer = answered.logsumexp(dim=1, keepdim=True)
-        self.nothing = 1 - any_answer.exp().squeeze(1)
+        self.nothing = (1 - any_answer.exp().squeeze(1)).clamp(min=0)  # rounding could leave less
         return answered - any_answer
 
     def nothing_by_row(self, rows: int) -> Tensor | None:

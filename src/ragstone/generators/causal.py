@@ -100,8 +100,7 @@ class CausalGenerator(Generator):
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         if not self.fast or "position_ids" not in self._names or again:
             return False  # what is computed again would be so outside of the attention that knows who shares
-        plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-        return plain and can_share(model) and shares_keys(self)
+        return _is_plain(DynamicCache(config=model.config)) and can_share(model) and shares_keys(self)
 
     def _read_behind(
         self, heads: list[tuple[int, ...]], context: Tensor, tails: list[list[int]], labels: Tensor
@@ -138,8 +137,7 @@ class CausalGenerator(Generator):
         """
         cache = DynamicCache(config=self.model.config)
         with self.accelerated():
-            plain = all(type(layer) is DynamicLayer for layer in cache.layers)
-            if prompt_lengths is not None and self.store is not None and plain and self._shares():
+            if prompt_lengths is not None and self.store is not None and _is_plain(cache) and self._shares():
                 # Without header and passage nothing precedes the question; any beginning may be kept, so keep one token.
                 prompt_lengths = prompt_lengths.clamp(min=1)
                 behind = attention_mask.sum(dim=1) - prompt_lengths
@@ -197,7 +195,7 @@ class CausalGenerator(Generator):
 
     def _begin(self, contexts: EncodedContexts, rows: Tensor, *, share: bool, fresh: bool) -> DecodingState:
         mask = contexts.attention_mask[rows]
-        if share and all(type(layer) is DynamicLayer for layer in contexts.cache.layers):
+        if share and _is_plain(contexts.cache):
             groups = RowGroups.of(rows, contexts.rows)
             return DecodingState(share_prompts(contexts.cache, len(rows)), mask, groups=groups)
         return DecodingState(select_cache(contexts.cache, rows), mask)
@@ -219,6 +217,11 @@ class CausalGenerator(Generator):
         if keep and out.logits.shape[1] != keep:
             out.logits = out.logits[:, -keep:]
         return out
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether every layer keeps all keys and values: none of a sliding window."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _real_tokens(input_ids: Tensor, attention_mask: Tensor) -> list[list[int]]:

@@ -47,7 +47,7 @@ def accelerated(model: Any, *, learning: bool = False) -> Iterator[None]:
     """Let ``model`` run on Ragstone's attention and on packed weights inside; outside it is as it was.
 
     May be entered again inside itself, and by several threads. With gradients on, or in training mode, it does nothing,
-    unless ``learning`` says that they are meant: attention has gradients, and packed weights stand back.
+    unless ``learning`` says that they are meant: then attention alone is Ragstone's.
     """
     if not learning and (torch.is_grad_enabled() or model.training):
         yield
@@ -55,7 +55,7 @@ def accelerated(model: Any, *, learning: bool = False) -> Iterator[None]:
     with _lock:
         depth = _depth[model] = _depth.get(model, 0) + 1
         if depth == 1:
-            _switch_on(model)
+            _switch_on(model, pack=not learning)
     try:
         yield
     finally:
@@ -65,11 +65,11 @@ def accelerated(model: Any, *, learning: bool = False) -> Iterator[None]:
                 _switch_off(model)
 
 
-def _switch_on(model: Any) -> None:
+def _switch_on(model: Any, *, pack: bool) -> None:
     if can_share(model):
         for config in _configs(model):
             config._attn_implementation_internal = ATTENTION
-    if _can_pack(model):
+    if pack and _can_pack(model):
         for module in model.modules():
             if type(module) is nn.Linear and "forward" not in vars(module):
                 vars(module)["forward"] = _packed_forward(module)

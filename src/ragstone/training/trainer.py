@@ -90,7 +90,8 @@ class RagTrainer(Trainer):
         lost = next((q for q in questions if not q.positive_ids), None) if self.options.in_batch else None
         if lost is not None:
             raise InputError(
-                f"The question {lost.question[:60]!r} names no gold passage, which in_batch needs for each."
+                f"The question {lost.question[:60]!r} names no gold passage, which in_batch needs for each; give it "
+                "positive_ids, or leave in_batch out."
             )
         self.rag_tokenizer, self.base_model = tokenizer, base_model
         self.plain_retriever = retriever
