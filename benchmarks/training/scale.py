@@ -1,4 +1,4 @@
-"""Which τ suits a model: its answers to the same questions at several, whose passages are read once.
+"""Which τ suits a model, and whether spans of passages do: its answers to the same questions, whose passages are read once.
 
     python benchmarks/training/scale.py --model MODEL --kb KB --questions questions.jsonl --search hybrid \\
         --scales 5 10 20 40 --limit 150 --not-among 500
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--search", default="dense")
     parser.add_argument("--methods", nargs="+", choices=["token", "sequence"], default=["token", "sequence"])
     parser.add_argument("--scales", type=float, nargs="+", default=[5, 10, 20, 40])
+    parser.add_argument("--answers", nargs="+", choices=["free", "extractive"], default=["free", "extractive"])
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--limit", type=int, default=150)
     parser.add_argument("--not-among", type=int, default=500)
@@ -43,18 +45,19 @@ def main() -> None:
     questions = [question for question in drawn if question.id not in measured]
     print(describe())
     print(
-        f"| {len(questions)} questions, K = {options.k}, {options.search} | τ | exact match | F1 |\n|---|---|---|---|"
+        f"| {len(questions)} questions, K = {options.k}, {options.search} | τ | answers | exact match | F1 |\n"
+        "|---|---|---|---|---|"
     )
     store, base = PromptStore(8 * 10**9), KnowledgeBase.open(options.kb)
     for method in options.methods:
         rag = RagPipeline.from_pretrained(options.model, knowledge_base=base, method=method)
         rag.model.rag.prompt_store = store
-        for scale in options.scales:
+        for scale, kind in product(options.scales, options.answers):
             rag.model.config.score_scale = scale
-            found = evaluate(
-                rag, questions, k=options.k, search=options.search, max_new_tokens=options.max_new_tokens
-            ).summary
-            print(f"| RAG-{method.title()} | {scale:g} | {found['exact_match']:.3f} | {found['f1']:.3f} |", flush=True)
+            settings = {"k": options.k, "search": options.search, "max_new_tokens": options.max_new_tokens}
+            found = evaluate(rag, questions, **settings, extractive=kind == "extractive").summary
+            values = f"{found['exact_match']:.3f} | {found['f1']:.3f}"
+            print(f"| RAG-{method.title()} | {scale:g} | {kind} | {values} |", flush=True)
 
 
 if __name__ == "__main__":

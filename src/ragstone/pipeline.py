@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ragstone import local
 from ragstone.answers import Answer, Evidence, Score
-from ragstone.decoding import RagGenerateOutput, score_candidates
+from ragstone.decoding import RagGenerateOutput, Spans, score_candidates
 from ragstone.encoders.precision import choose_dtype, parse_dtype
 from ragstone.errors import EncoderMismatchError, InputError
 from ragstone.generators.prompts import report_truncation
@@ -203,6 +203,7 @@ class RagPipeline:
         decode: Literal["thorough", "fast"] = "thorough",
         max_new_tokens: int = 32,
         num_return_sequences: int = 1,
+        extractive: bool | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
         """Answer a question, or a list of them.
@@ -219,6 +220,8 @@ class RagPipeline:
             decode: for RAG-Sequence.
             max_new_tokens: of an answer.
             num_return_sequences: answers a question; all but the first are ``Answer.alternatives``.
+            extractive: answer with a span of a passage or title, word for word (:class:`ragstone.decoding.Spans`); the
+                probabilities remain the model's own. ``config.extractive`` by default.
             options: those of transformers' ``generate``, and RAG-Sequence's own: with ``complete=False``, passages that
                 cannot change the answer stay unread, and ``Answer.log_prob_bounds`` say how probable it is.
 
@@ -232,11 +235,19 @@ class RagPipeline:
         options = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences, **options}
         if isinstance(self.model, RagSequenceForGeneration):
             options["decode"] = decode
+        constrained = options.get("prefix_allowed_tokens_fn") is not None
+        if extractive and constrained:
+            raise InputError(
+                "extractive=True and prefix_allowed_tokens_fn both say what may be written; leave one out."
+            )
+        extractive = self.model.config.extractive and not constrained if extractive is None else extractive
         answers: list[Answer] = []
         for start in range(0, len(questions), QUESTIONS_PER_BATCH):
             part = slice(start, start + QUESTIONS_PER_BATCH)
             found = k, search, where, prior, None if given is None else given[part]
             prepared = self._prepare(retriever, questions[part], *found)
+            if extractive:
+                options["prefix_allowed_tokens_fn"] = self._spans(prepared)
             lengths = prepared.prompt_lengths if self.model.config.causal else None
             out = self.model.generate(
                 **prepared.inputs, prompt_lengths=lengths, return_dict_in_generate=True, **options
@@ -371,6 +382,17 @@ class RagPipeline:
         vectors = retriever.encode_passages(flat)
         place = {id(p): n for n, p in enumerate(flat)}
         return [[replace(h, vector=vectors[place[id(h.passage)]]) for h in row] for row in given]
+
+    def _spans(self, prepared: _Prepared) -> Callable[[int, Tensor], list[int]]:
+        """What ``generate`` calls to learn which tokens continue a span of a question's passages."""
+        prompt = 0 if self.model.rag.adapter().start_token_id is None else 1
+        opening, end = self.tokenizer.target_frame()
+        limit = self.model.config.prompt_format().max_length  # a word has at least one token: no more of them are read
+        spans = [
+            Spans(self.tokenizer.generator, [text for p in row for text in (p.title, p.text)], opening, end, limit)
+            for row in prepared.passages
+        ]
+        return lambda b, tokens: spans[b].next_tokens(tokens[prompt:].tolist())
 
     def _answers(self, prepared: _Prepared, out: RagGenerateOutput, n: int, *, ranked: bool = True) -> list[Answer]:
         answers = []

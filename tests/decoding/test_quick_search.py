@@ -11,6 +11,8 @@ OPTIONS = [
     {"num_beams": 3, "early_stopping": "never", "length_penalty": 0.5},
     {"num_beams": 2, "min_new_tokens": 3, "no_repeat_ngram_size": 2},
     {"forced_eos_token_id": 2, "num_beams": 2},
+    {"prefix_allowed_tokens_fn": lambda b, tokens: range(3 + 9 * b, 15 + 9 * b)},
+    {"prefix_allowed_tokens_fn": lambda b, tokens: [2, *range(3 + 9 * b, 15 + 9 * b)], "num_beams": 3},
 ]
 
 

@@ -174,3 +174,14 @@ def test_missing_tokenizers_and_files_in_the_way_are_named(tmp_path):
         RagTokenizer.from_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"config\.json is a file"):
         tokenizer.save_pretrained(tmp_path / "config.json")
+
+
+def test_the_frame_of_a_target_is_what_the_empty_one_has(monkeypatch):
+    labels = {"llama": [[2], [5, 2]], "bart": [[0, 2], [0, 5, 2]], "mbart": [[2, 9], [5, 2, 9]]}  # 9: the language
+    tokenizer = RagTokenizer(question_tokenizer(), causal_tokenizer())
+    for kind, frame in (("llama", ([], 2)), ("bart", ([0], 2)), ("mbart", ([], 2))):
+        monkeypatch.setattr(tokenizer, "target_ids", lambda texts, kind=kind: labels[kind])
+        assert tokenizer.target_frame() == frame
+    monkeypatch.setattr(tokenizer, "target_ids", lambda texts: [[], [5]])
+    with pytest.raises(InputError, match="ends answers with no token of its own"):
+        tokenizer.target_frame()

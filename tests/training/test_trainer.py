@@ -22,7 +22,7 @@ from ragstone.marginal import any_answer_nll
 from ragstone.questions import Question
 from ragstone.testing import ToyEncoder, tiny_rag, toy_passages
 from ragstone.training import RagTrainer, TrainingOptions, last_checkpoint
-from ragstone.training.trainer import _end_of_nothing, _SideBySide
+from ragstone.training.trainer import _SideBySide
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
@@ -502,12 +502,12 @@ def test_passages_without_an_answer_learn_to_decline(base, tmp_path, kind):
     assert trainer.model.config.min_answer_tokens == len(empty[0])
 
 
-def test_nothing_is_told_from_an_answer_by_its_end_wherever_that_stands():
-    labels = {"llama": [[2], [5, 2]], "bart": [[0, 2], [0, 5, 2]], "mbart": [[2, 9], [5, 2, 9]]}  # 9: the language
-    for kind, place in (("llama", 0), ("bart", 1), ("mbart", 0)):
-        assert _end_of_nothing(lambda text_target, kind=kind: {"labels": labels[kind]}) == (place, 2)
-    with pytest.raises(InputError, match="decline_weight needs a tokenizer that ends answers"):
-        _end_of_nothing(lambda text_target: {"labels": [[], [5]]})
+def test_a_model_trained_from_an_extractive_one_writes_freely_unless_told_otherwise(base, tmp_path):
+    for extractive in (False, True):
+        options = TrainingOptions(k=2, extractive=extractive)
+        trainer = trainer_of(base, tmp_path / "out", options=options, config={"extractive": True}, max_steps=1)
+        trainer.train()
+        assert trainer.model.config.extractive is extractive
 
 
 def test_weights_under_an_adapter_are_narrow_in_bf16_training_unless_they_will_be_written(base, tmp_path):

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from ragstone.cli.app import app
-from ragstone.cli.options import Beams, Decode, Device, Dtype, Json, Method, ModelK, Search, SearchOption, Where
+from ragstone.cli.options import (
+    Beams,
+    Decode,
+    Device,
+    Dtype,
+    Extractive,
+    Json,
+    Method,
+    ModelK,
+    Search,
+    SearchOption,
+    Where,
+)
 from ragstone.errors import InputError
 
 __all__ = ["evaluate", "train", "train_encoder"]
@@ -44,6 +56,9 @@ def train(
     decline_weight: Annotated[
         float, typer.Option(help="Learn to write nothing from passages without an answer, at this weight.")
     ] = 0.0,
+    extractive: Annotated[
+        bool, typer.Option("--extractive", help="The model will answer in words that stand in a passage.")
+    ] = False,
     train_passage_encoder: Annotated[
         bool,
         typer.Option("--train-passage-encoder", help="The question encoder reads passages too; re-encodes the base."),
@@ -113,6 +128,7 @@ def train(
             "with_positives": with_positives,
             "in_batch": in_batch,
             "decline_weight": decline_weight,
+            "extractive": extractive,
             "train_passage_encoder": train_passage_encoder,
             "refresh_every": refresh_every,
             "train_question_encoder": not freeze_question_encoder,
@@ -175,6 +191,7 @@ def evaluate(
     decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
     beams: Beams = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    extractive: Extractive = None,
     trec_in: Annotated[
         Path | None, typer.Option("--trec-in", help="Read the passages of this TREC run instead of searching.")
     ] = None,
@@ -208,6 +225,7 @@ def evaluate(
             "decode": decode.value,
             **({} if beams is None else {"num_beams": beams}),
             "max_new_tokens": max_new_tokens,
+            "extractive": extractive,
         },
         k_sweep=_numbers("--k-sweep", k_sweep),
         report=report,

@@ -13,6 +13,7 @@ __all__ = [
     "Device",
     "Devices",
     "Dtype",
+    "Extractive",
     "Json",
     "K",
     "Memory",
@@ -58,6 +59,10 @@ Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; by default
 K = Annotated[int, typer.Option("-k", min=1, help="Passages a question.")]
 ModelK = Annotated[int | None, typer.Option("-k", min=1, help="Passages a question [the model's own].")]
 Beams = Annotated[int | None, typer.Option(min=1, help="Beams of the search for an answer [the model's own].")]
+Extractive = Annotated[
+    bool | None,
+    typer.Option("--extractive/--free", help="Answer in words that stand in a passage, or freely [the model's own]."),
+]
 Where = Annotated[str | None, typer.Option(help="Filter on passages, as SQL: \"source LIKE '%.pdf'\".")]
 Memory = Annotated[str | None, typer.Option(help="What search structures may use, as 2GB [half the machine's].")]
 SearchOption = Annotated[Search, typer.Option("--search", help="How passages are found.")]

@@ -5,11 +5,13 @@ from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.marginal_search import rag_token_generate
 from ragstone.decoding.outputs import RagGenerateOutput
 from ragstone.decoding.rag_sequence import DECODE_MODES, rag_sequence_generate
+from ragstone.decoding.spans import Spans
 
 __all__ = [
     "DECODE_MODES",
     "Contexts",
     "RagGenerateOutput",
+    "Spans",
     "rag_sequence_generate",
     "rag_token_generate",
     "score_candidates",

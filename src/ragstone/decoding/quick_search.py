@@ -7,6 +7,7 @@ the chosen tokens under each passage are kept, so that nothing found needs to be
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ from ragstone.decoding.options import is_neutral, option
 from ragstone.generators import EncodedContexts, Generator
 
 __all__ = ["Found", "SearchPlan", "quick_search"]
+
+Constraint = Callable[[int, Tensor], Iterable[int]]
+"""transformers' ``prefix_allowed_tokens_fn``: a question's place in the batch and the tokens so far -> what may follow."""
 
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates where nobody says how much."""
@@ -103,6 +107,7 @@ class SearchPlan:
     length_penalty: float
     early_stopping: bool | str
     processors: LogitsProcessorList
+    constraint: Constraint | None = None
 
     @classmethod
     def of(cls, generator: Generator, options: dict[str, Any], device: torch.device) -> SearchPlan | None:
@@ -112,7 +117,7 @@ class SearchPlan:
             return option(generator, options, name, default)
 
         known = vars(GenerationConfig())
-        extra = set(options) - set(known) - {"generation_config", "attention_mask"}
+        extra = set(options) - set(known) - {"generation_config", "attention_mask", "prefix_allowed_tokens_fn"}
         if any(not is_neutral(options[name]) and options[name] != [] for name in extra):
             return None
         ignored = _HANDLED | _ONLY_FOR_SAMPLING | _ONLY_FOR_ASSISTANTS | {"transformers_version", "_from_model_config"}
@@ -132,6 +137,7 @@ class SearchPlan:
             length_penalty=get("length_penalty", 1.0),
             early_stopping=get("early_stopping", False),
             processors=LogitsProcessorList(),
+            constraint=options.get("prefix_allowed_tokens_fn"),
         )
         if plan.new_tokens < 1 or not 1 <= plan.num_return_sequences <= plan.num_beams:
             return None
@@ -146,6 +152,16 @@ class SearchPlan:
         if last is not None:
             plan.processors.append(ForcedEOSTokenLogitsProcessor(plan.new_tokens + prompt, last, device=str(device)))
         return plan
+
+    def process(self, questions: Tensor, past: Tensor, scores: Tensor) -> Tensor:
+        """Log-probabilities (B·G, V) behind ``past`` (B·G, t) of ``questions`` (B,), of what may come next."""
+        if self.constraint is not None:
+            beams = len(past) // len(questions)
+            forbidden = torch.full_like(scores, -torch.inf)
+            for row, tokens in enumerate(past):
+                forbidden[row, list(self.constraint(int(questions[row // beams]), tokens))] = 0.0
+            scores = scores + forbidden
+        return self.processors(past, scores)
 
 
 @torch.no_grad()
@@ -230,7 +246,7 @@ def _greedy(generator: Generator, contexts: EncodedContexts, log_prior: Tensor, 
     active = torch.ones(batch, dtype=torch.bool, device=device)
     beam = torch.zeros(batch, 1, dtype=torch.long, device=device)
     for t in range(plan.new_tokens):
-        scores = plan.processors(sequences[here, : prompt + t], rows.predict().squeeze(1))
+        scores = plan.process(here, sequences[here, : prompt + t], rows.predict().squeeze(1))
         tokens = scores.argmax(dim=-1)
         trace[here, :, t] = rows.log_probs_of(beam[: len(here)], tokens[:, None])[:, 0] * active[:, None]
         tokens = tokens.masked_fill(~active, fill)
@@ -314,7 +330,7 @@ class _Beams:
         open_, closed = self.open, self.closed
         improvable = torch.ones_like(here, dtype=torch.bool)
         for t in range(plan.new_tokens):
-            found, parents = self._continue(open_, t)
+            found, parents = self._continue(here, open_, t)
             hits = _is_end(self.generator, found.tokens[..., self.prompt + t])
             hits |= t + 1 == plan.new_tokens
             following = (found.scores + hits * _NEVER).topk(plan.num_beams, dim=1).indices
@@ -338,13 +354,14 @@ class _Beams:
         self.closed.put(here, closed)
         return self._result()
 
-    def _continue(self, open_: _Hypotheses, t: int) -> tuple[_Hypotheses, Tensor]:
+    def _continue(self, questions: Tensor, open_: _Hypotheses, t: int) -> tuple[_Hypotheses, Tensor]:
         """The best continuations of open hypotheses by one token, and the beam (B, C) that each continues."""
         batch, beams = open_.scores.shape
         next_token = self.rows.predict().expand(-1, beams, -1)
-        if self.plan.processors:
+        if self.plan.processors or self.plan.constraint:
             past = open_.tokens[..., : self.prompt + t].reshape(batch * beams, -1)
-            next_token = self.plan.processors(past, next_token.reshape(batch * beams, -1)).view(batch, beams, -1)
+            next_token = self.plan.process(questions, past, next_token.reshape(batch * beams, -1))
+            next_token = next_token.view(batch, beams, -1)
         vocabulary = next_token.shape[-1]
         total = (next_token + open_.scores.unsqueeze(-1)).view(batch, -1)
         scores, places = total.topk(self.candidates, dim=1)

@@ -46,6 +46,7 @@ class RagConfig(TransformersRagConfig):
     - ``min_answer_tokens``: an answer has at least so many tokens, its end not counted; set where the generator learnt
       to write nothing when its passage does not tell (``TrainingOptions.decline_weight``). With 1 an answer is generated
       from p(y|x,y≠∅), where passages that would rather write nothing have less to say;
+    - ``extractive``: pipelines answer with spans of the passages, unless they are told otherwise;
     - ``knowledge_base``: folder of the knowledge base relative to the checkpoint, where it lies inside it;
     - ``base_model``: what a checkpoint of adapters was trained on: a name, or a folder relative to it;
     - ``ragstone_version``: the version that wrote the checkpoint, None for transformers.
@@ -64,6 +65,7 @@ class RagConfig(TransformersRagConfig):
     null_passage: str | None = None
     passage_dropout: float = 0.0
     min_answer_tokens: int = 0
+    extractive: bool = False
     knowledge_base: str | None = None
     base_model: str | None = None
     ragstone_version: str | None = None

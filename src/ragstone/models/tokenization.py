@@ -142,6 +142,18 @@ class RagTokenizer:
             return [list(row)[:max_length] for row in ids]
         return [[*list(row)[: None if max_length is None else max_length - 1], eos] for row in ids]
 
+    def target_frame(self) -> tuple[list[int], int]:
+        """The tokens that every target begins with (of a causal generator none), and the one that ends it.
+
+        Raises:
+            InputError: targets have no end of their own.
+        """
+        empty, other = self.target_ids(["", "a"])
+        for place, (token, another) in enumerate(zip(empty, other, strict=False)):
+            if token != another:
+                return empty[:place], token
+        raise InputError("The generator's tokenizer ends answers with no token of its own; give it an EOS token.")
+
     def _closes_texts(self, eos: int | None) -> bool:
         """Whether EOS stands among the last two tokens of a text (mBART puts its language code last)."""
         return eos in self.generator(text_target="a")["input_ids"][-2:]

@@ -28,6 +28,8 @@ class TrainingOptions:
         decline_weight: w of an added loss w·mean_z −log p(∅|x,z) over the passages in which no accepted answer stands: from
             these the generator learns to write nothing, so that they leave the answer to the others. For answers that stand
             in passages word for word.
+        extractive: dev questions, and those of whoever loads the saved model, are answered with spans of passages; training
+            itself is the same.
         train_question_encoder, train_generator: whether the part learns.
         train_passage_encoder: the question encoder reads passages too and learns from both. Stale vectors find
             ``candidates``·K passages, of which the K best by fresh vectors are kept, with gradient.
@@ -55,6 +57,7 @@ class TrainingOptions:
     with_positives: bool = False
     in_batch: bool = False
     decline_weight: float = 0.0
+    extractive: bool = False
     train_question_encoder: bool = True
     train_generator: bool = True
     train_passage_encoder: bool = False

@@ -104,9 +104,11 @@ class RagTrainer(Trainer):
             for weight in model.generator.parameters():  # which autocast would convert at every step
                 if not weight.requires_grad:
                     weight.data = weight.data.bfloat16()
+        model.config.extractive = self.options.extractive
         self._end = 0, 0
         if self.options.decline_weight:
-            self._end = _end_of_nothing(tokenizer)
+            opening, end = tokenizer.target_frame()
+            self._end = len(opening), end  # where the empty answer parts from all others, and what stands there
             model.config.min_answer_tokens = self._end[0] + 1
         callbacks = list(callbacks or [])
         if self.options.train_passage_encoder:
@@ -390,15 +392,6 @@ def last_checkpoint(folder: str | Path) -> str | None:
 def _step_of(checkpoint: Path) -> int:
     step = checkpoint.name.removeprefix("checkpoint-")
     return int(step) if step.isdecimal() else -1
-
-
-def _end_of_nothing(tokenizer: RagTokenizer) -> tuple[int, int]:
-    """Where the empty answer parts from all others, which begin as it does, and the token that it has there."""
-    empty, other = tokenizer(text_target=["", "a"])["labels"]
-    for place, (token, another) in enumerate(zip(empty, other, strict=False)):
-        if token != another:
-            return place, token
-    raise InputError("decline_weight needs a tokenizer that ends answers with a token of its own; set it to 0.")
 
 
 def _as_they_are(rows: list[Question]) -> dict[str, list[Question]]:
