@@ -118,6 +118,8 @@ def _span_ends(text: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
 
 def _edges(word: str) -> list[int]:
     """Where a span can begin in a word."""
+    if word.isascii() and word.isalnum():
+        return [0]
     return [place for place in range(len(word)) if _is_edge(word, place)]
 
 
