@@ -268,6 +268,9 @@ def test_version_and_help():
     for verb in verbs.split():
         assert verb in ragstone("--help").stdout
         assert ragstone(verb, "--help").returncode == 0
+    assert "Passages a question [the model's own]" in " ".join(
+        ragstone("ask", "--help").stdout.replace("│", "").split()
+    )
 
 
 @pytest.fixture
