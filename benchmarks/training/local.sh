@@ -17,10 +17,9 @@ joint() { learn -k 2 --decline-weight 1 --question-encoder-lora-rank 4 --learn-s
 joint --adapters "$work/read" --out "$work/joint" --with-positives --batch-size 8 --question-encoder-learning-rate 2e-4 \
     --steps 220 --save-every 40 --seed 1
 # The same with the passages of the batch, each read once (shared_passages.py measures that).
-joint --adapters "$work/joint" --out "$work/batch" --method sequence --in-batch --batch-size 16 \
-    --question-encoder-learning-rate 1e-4 --steps 250 --save-every 20 --seed 2
-joint --adapters "$work/batch" --out "$work/long" --method sequence --in-batch --batch-size 16 \
-    --question-encoder-learning-rate 1e-4 --steps 450 --save-every 50 --seed 3
+batch() { joint --method sequence --in-batch --batch-size 16 --question-encoder-learning-rate 1e-4 "$@"; }
+batch --adapters "$work/joint" --out "$work/batch" --steps 250 --save-every 20 --seed 2
+batch --adapters "$work/batch" --out "$work/long" --steps 450 --save-every 50 --seed 3
 # This is what "local" ships: the question encoder's adapter gains nothing measurable, τ is scale.py's choice.
 python "$here/ship.py" "$work/long" "$work/local" --parts generator --score-scale 10 --extractive
 dev=(--kb "$work/dev" --questions "$squad/questions.dev.jsonl")

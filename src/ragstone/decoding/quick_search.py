@@ -20,6 +20,7 @@ from transformers import (
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
 )
 
 from ragstone.decoding.options import is_neutral, option
@@ -155,12 +156,13 @@ class SearchPlan:
 
     def process(self, questions: Tensor, past: Tensor, scores: Tensor) -> Tensor:
         """Log-probabilities (B·G, V) behind ``past`` (B·G, t) of ``questions`` (B,), of what may come next."""
-        if self.constraint is not None:
+        if (constraint := self.constraint) is not None:  # asked by question, for those that are done have left
+
+            def allowed(row: int, tokens: Tensor) -> list[int]:
+                return list(constraint(int(questions[row]), tokens))
+
             beams = len(past) // len(questions)
-            forbidden = torch.full_like(scores, -torch.inf)
-            for row, tokens in enumerate(past):
-                forbidden[row, list(self.constraint(int(questions[row // beams]), tokens))] = 0.0
-            scores = scores + forbidden
+            scores = PrefixConstrainedLogitsProcessor(allowed, beams)(past, scores)
         return self.processors(past, scores)
 
 
