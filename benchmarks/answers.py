@@ -88,7 +88,9 @@ def best_passages(rag: RagPipeline, base: KnowledgeBase, questions: list[dict[st
     passages, vectors = [hit.passage for hit in hits], np.stack([hit.vector for hit in hits])
     ids, mask = rag.retriever.tokenize_questions([q["question"] for q in questions])
     with torch.no_grad():
-        asked = rag.model.rag.encode_questions(ids, mask).float().numpy()
+        asked = (
+            rag.model.rag.encode_questions(ids.to(rag.model.device), mask.to(rag.model.device)).float().cpu().numpy()
+        )
     best: list[Passage | None] = []
     for question, scores in zip(questions, asked @ vectors.T, strict=True):
         order = np.argsort(-scores)

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import torch
 
+import ragstone
+
 __all__ = ["describe"]
 
 
 def describe() -> str:
-    """One line: processor, threads, Python and the libraries that matter."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("ragstone", "torch", "transformers", "pylance"))
-    return f"{_cpu()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {libraries}"
+    """One line: processor, GPU, threads, Python and the libraries that matter."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "pylance"))
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    threads = f"{torch.get_num_threads()} threads, Python {platform.python_version()}"
+    return f"{gpu}{_cpu()}, {threads}, ragstone {ragstone.__version__}, {libraries}"
 
 
 def _cpu() -> str:

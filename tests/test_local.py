@@ -231,6 +231,24 @@ def test_local_generator_answers() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|im_end|>", "<|im_end|>")
     assert tokenizer.convert_ids_to_tokens(tokenizer("\n\n1815")["input_ids"]) == ["ĊĊ", "1", "8", "1", "5"]
+    # Other readings of the same file: what it says of its ends, and transformers' reader, but for how it splits digits.
+    gguf = pytest.importorskip("gguf")
+    file = next(local._package_folder(local._GENERATOR_PACKAGE).glob("*.gguf"))
+    fields = gguf.GGUFReader(file).fields
+    for here, there in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
+        there_id = fields[f"tokenizer.ggml.{there}_token_id"].contents()
+        assert getattr(tokenizer, f"{here}_token_id") == there_id
+    reference = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for text in (
+        "Plain words, don't  split.",
+        "<|im_start|>user\nÜber 東京?<|im_end|>\n",
+        " \t\n\n x<|endoftext|>",
+        "",
+    ):
+        ids = tokenizer(text)["input_ids"]
+        assert ids == reference(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.chat_template == reference.chat_template
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert not hasattr(model.config, "quantization_config")
     assert model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id

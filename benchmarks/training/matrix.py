@@ -83,7 +83,8 @@ def load(model: str, method: str, before: RagPipeline | None, options: argparse.
         other.rag.prompt_store = before.model.rag.prompt_store
         return RagPipeline(other.eval(), before.tokenizer, base)
     rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method)
-    rag.model.rag.prompt_store = PromptStore(int(options.memory * 1e9))
+    if rag.model.device.type == "cpu":  # a GPU reads passages faster than it fetches what it has read
+        rag.model.rag.prompt_store = PromptStore(int(options.memory * 1e9))
     return rag
 
 

@@ -96,7 +96,9 @@ def recall(rag: RagPipeline, base: KnowledgeBase, questions: list[Question]) -> 
     found = []
     for start in range(0, len(questions), 64):
         ids, mask = rag.retriever.tokenize_questions([q.question for q in questions[start : start + 64]])
-        vectors = rag.model.rag.encode_questions(ids, mask).float().numpy()
+        vectors = (
+            rag.model.rag.encode_questions(ids.to(rag.model.device), mask.to(rag.model.device)).float().cpu().numpy()
+        )
         found += base.search(vectors=vectors, k=5)
     ids = [[hit.passage.id for hit in hits] for hits in found]
     return sum(recall_at_k(row, q.positive_ids, 5) for row, q in zip(ids, questions, strict=True)) / len(questions)

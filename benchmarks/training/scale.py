@@ -51,7 +51,8 @@ def main() -> None:
     store, base = PromptStore(8 * 10**9), KnowledgeBase.open(options.kb)
     for method in options.methods:
         rag = RagPipeline.from_pretrained(options.model, knowledge_base=base, method=method)
-        rag.model.rag.prompt_store = store
+        if rag.model.device.type == "cpu":  # a GPU reads passages faster than it fetches what it has read
+            rag.model.rag.prompt_store = store
         for scale, kind in product(options.scales, options.answers):
             rag.model.config.score_scale = scale
             settings = {"k": options.k, "search": options.search, "max_new_tokens": options.max_new_tokens}

@@ -92,7 +92,8 @@ STOPS = ("\n", "\n\n")
 """What ends an answer of the local generator beside its end of turn: an answer is one line."""
 
 # Part of the cache folder's name: raise it whenever the conversion writes something else.
-_CONVERSION = 1
+_CONVERSION = 2
+_GGUF_CONTROL = 3  # the kind of token that no text holds
 
 
 def cache_folder() -> Path:
@@ -182,19 +183,18 @@ def _build_once(target: Path, build: Callable[[Path], None]) -> None:
 def _convert_gguf(gguf_file: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file of the Llama family to ``folder`` as safetensors and JSON.
 
-    transformers reads the configuration and the tokenizer; the tensors are read here, because its own reader of them
-    asks for a further package (accelerate).
+    transformers reads the configuration alone: its reader of the tensors asks for a further package (accelerate), and that
+    of the tokenizer took other tokens for the ends of texts in some versions (in 5.17, not in 5.23).
     """
     import torch
     from gguf import GGUFReader, dequantize
-    from tokenizers import pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    place = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
     try:
-        config = AutoConfig.from_pretrained(**place)
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-        tensors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(gguf_file).tensors}
+        config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        reader = GGUFReader(gguf_file)
+        tokenizer = _gguf_tokenizer(reader, config.max_position_embeddings)
+        tensors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     except Exception as error:
         raise ModelError(f"{gguf_file} cannot be read ({error}); reinstall its package: {_REMEDY}.") from error
 
@@ -213,13 +213,33 @@ def _convert_gguf(gguf_file: Path, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    # The file says that digits are split first ("smollm"), which transformers' reader of GGUF tokenizers passes over.
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.model_max_length = config.max_position_embeddings
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _gguf_tokenizer(reader: Any, longest: int) -> Any:
+    """The byte-level BPE tokenizer of a GGUF file; digits are split first (what the file calls "smollm")."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def value(name: str) -> Any:
+        return reader.fields[f"tokenizer.{name}"].contents()
+
+    tokens, merges = value("ggml.tokens"), [tuple(pair.split(" ")) for pair in value("ggml.merges")]
+    built = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, merges))
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    built.decoder = decoders.ByteLevel()
+    special = [t for t, kind in zip(tokens, value("ggml.token_type"), strict=True) if kind == _GGUF_CONTROL]
+    built.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    ends = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built,
+        model_max_length=longest,
+        chat_template=value("chat_template"),
+        **{f"{here}_token": tokens[value(f"ggml.{there}_token_id")] for here, there in ends.items()},
+    )
 
 
 def _llama_name(name: str) -> str:

@@ -30,8 +30,15 @@ PROBE_TOKENS = 256
 """Length of the context on which float32 and bfloat16 are compared."""
 MAX_PROBED_PARAMETERS = 2_000_000_000
 """A larger generator keeps the dtype it was loaded in: the probe needs a second copy of it."""
-QUESTIONS_PER_BATCH = 8
-"""Questions decoded at once; with K = 5 passages of 200 tokens that is 8,000 tokens of context."""
+
+
+def questions_per_batch(device: torch.device) -> int:
+    """How many questions are decoded at once: with K = 5 passages of 200 tokens, 8,000 tokens of context on a CPU.
+
+    >>> questions_per_batch(torch.device("cpu")), questions_per_batch(torch.device("cuda"))
+    (8, 32)
+    """
+    return 8 if device.type == "cpu" else 32
 
 
 @dataclass(frozen=True)
@@ -242,8 +249,9 @@ class RagPipeline:
             )
         extractive = self.model.config.extractive and not constrained if extractive is None else extractive
         answers: list[Answer] = []
-        for start in range(0, len(questions), QUESTIONS_PER_BATCH):
-            part = slice(start, start + QUESTIONS_PER_BATCH)
+        size = questions_per_batch(self.model.generator.device)
+        for start in range(0, len(questions), size):
+            part = slice(start, start + size)
             found = k, search, where, prior, None if given is None else given[part]
             prepared = self._prepare(retriever, questions[part], *found)
             if extractive:
@@ -282,8 +290,9 @@ class RagPipeline:
             raise InputError(f"choices is {choices!r}; pass a list of different strings.")
         candidates = self.tokenizer.target_ids(choices)
         answers: list[Answer] = []
-        for start in range(0, len(questions), QUESTIONS_PER_BATCH):
-            part = slice(start, start + QUESTIONS_PER_BATCH)
+        size = questions_per_batch(self.model.generator.device)
+        for start in range(0, len(questions), size):
+            part = slice(start, start + size)
             found = k, search, where, prior, None if given is None else given[part]
             prepared = self._prepare(retriever, questions[part], *found)
             inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)

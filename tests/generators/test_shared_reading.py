@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ragstone.generators import generator_for, lengths
+from ragstone.generators import attention, generator_for, lengths
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # Llama norms its states in float32
 FAMILIES = ["llama", "gpt2", "opt"]
@@ -38,9 +38,14 @@ def tokens_at_a_time(request, monkeypatch):
     monkeypatch.setitem(lengths._TOKENS_AT_A_TIME, "cpu", request.param)
 
 
+@pytest.fixture(params=[False, True], ids=["keys shared", "keys copied"])
+def copies(request, monkeypatch):
+    monkeypatch.setattr(attention, "_copying_pays", lambda *_: request.param)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("training", [False, True])
-def test_values_and_gradients_are_those_of_rows_read_alone(build, kind, training, labels, tokens_at_a_time):
+def test_values_and_gradients_are_those_of_rows_read_alone(build, kind, training, labels, tokens_at_a_time, copies):
     model = build(kind).double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

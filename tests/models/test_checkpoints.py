@@ -235,3 +235,15 @@ def test_contexts_are_no_longer_than_the_generator_can_read():
     causal.generator.max_position_embeddings = 512
     assert causal.prompt_format().max_length == 512 - 64  # an answer must have room as well
     assert tiny_rag("token", "t5", max_combined_length=9999)[0].config.prompt_format().max_length == 9999
+
+
+def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
+    with pytest.raises(ModelError, match=r"There is no folder './nowhere'; name that of a RAG model"):
+        RagConfig.load("./nowhere")
+    with pytest.raises(ModelError, match=r"There is no folder '.*absent'"):
+        RagTokenForGeneration.from_pretrained(tmp_path / "absent")
+    with pytest.raises(ModelError, match=r"holds no config\.json; name the folder of a RAG model"):
+        RagConfig.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ModelError, match=r"its training has not ended: run the same command with --resume"):
+        RagTokenForGeneration.from_pretrained(tmp_path)

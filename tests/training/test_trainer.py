@@ -107,6 +107,22 @@ def test_both_parts_learn_from_answers_alone(base, tmp_path, kind, method):
     assert trainer.evaluate()["eval_loss"] < 0.85 * untrained
 
 
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_steps_leave_out_the_attention_whose_gradient_may_be_nan(base, tmp_path, recomputing):
+    settings = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if recomputing else {}
+    trainer = trainer_of(base, tmp_path / "out", max_steps=1, gradient_checkpointing=recomputing, **settings)
+    seen = []
+    trainer.model.generator.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    trainer.model.generator.get_input_embeddings().weight.register_hook(
+        lambda _: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    trainer.train()
+    assert len(seen) >= 2
+    assert not any(seen)
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before is True
+
+
 @pytest.mark.parametrize("frozen", ["question_encoder", "generator"])
 def test_a_frozen_part_stays_as_it_is(base, tmp_path, frozen):
     trainer = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, **{f"train_{frozen}": False}))

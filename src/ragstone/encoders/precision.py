@@ -24,6 +24,8 @@ __all__ = ["PROBE_TEXTS", "choose_dtype", "parse_dtype", "probe"]
 # bfloat16 must be this many times as quick as float32, and its vectors this close to those of float32 (cosine).
 MIN_SPEEDUP = 1.3
 MIN_COSINE = 0.999
+MOST_CORES_TAKEN = 0.2
+"""Share of the cores that other processes may have had meanwhile, for what was measured to be kept."""
 # What the probe runs on: as long as usual passages, and equally long, so that nothing is padded.
 PROBE_TEXTS = [
     "The city lies where two rivers meet, and its oldest bridge was built in 1327 by masons from the coast. Trade in "
@@ -32,6 +34,7 @@ PROBE_TEXTS = [
     "people live there, most of them employed in shipping, medicine and the making of small electric motors."
 ] * 4
 _ROUNDS = 3
+_STAT = Path("/proc/stat")
 _PATIENCE = 2.0  # seconds after which no further round starts
 
 
@@ -55,7 +58,7 @@ def choose_dtype(
     """Return bfloat16 where it pays for this model on ``device``, else float32.
 
     A CUDA device that supports bfloat16 takes it. On a CPU `probe` decides, once for each model and machine: the answer
-    is kept in the cache folder, so that later processes start without it.
+    is kept in the cache folder, so that later processes start without it, unless other work disturbed the measurement.
 
     Args:
         model: the model in float32, on the CPU.
@@ -75,9 +78,13 @@ def choose_dtype(
         kept = ""
     if kept in ("bfloat16", "float32"):
         return torch.bfloat16 if kept == "bfloat16" else torch.float32
+    before = _work_of_others()
+    started = time.perf_counter()
     speedup, cosine = probe(model, run)
+    taken = (_work_of_others() - before) / max(time.perf_counter() - started, 0.5)  # counted in 1/100 s
     chosen = torch.bfloat16 if speedup >= MIN_SPEEDUP and cosine > MIN_COSINE else torch.float32
-    _write(note, str(chosen).removeprefix("torch."))
+    if taken < MOST_CORES_TAKEN * (os.cpu_count() or 1):
+        _write(note, str(chosen).removeprefix("torch."))
     return chosen
 
 
@@ -100,6 +107,16 @@ def probe(model: PreTrainedModel, run: Callable[[PreTrainedModel], Tensor]) -> t
             break
     cosine = F.cosine_similarity(vectors[False], vectors[True], dim=-1).min().item()
     return seconds[False] / seconds[True], cosine
+
+
+def _work_of_others() -> float:
+    """Return the seconds that all cores together have worked for other processes; 0 where the system does not say."""
+    try:
+        user, nice, system, _, _, irq, softirq, *_ = map(int, _STAT.read_text().split("\n")[0].split()[1:])
+        own = os.times()
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    except (OSError, ValueError, AttributeError):
+        return 0.0
 
 
 def _processor() -> str:

@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         InputError: there is no question, options do not fit, or an answer is none of the labels.
     """
-    from ragstone.pipeline import QUESTIONS_PER_BATCH
+    from ragstone.pipeline import questions_per_batch
 
     k = rag.model.config.n_docs if k is None else k
     _check(questions, labels, regex=regex, generation=generation)
@@ -81,8 +81,9 @@ def evaluate(
         return rag(texts, max_new_tokens=max_new_tokens, **retrieval, **given, **options)
 
     predictions: list[Prediction] = []
-    for start in range(0, len(questions), QUESTIONS_PER_BATCH):
-        some = questions[start : start + QUESTIONS_PER_BATCH]
+    size = questions_per_batch(rag.model.generator.device)
+    for start in range(0, len(questions), size):
+        some = questions[start : start + size]
         answers = list(_answer_each(answer, some, _hits(rag, some, run, k)))
         failures = [each for each in answers if isinstance(each, RagstoneError)]
         if not predictions and len(failures) == len(answers):

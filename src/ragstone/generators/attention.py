@@ -64,6 +64,11 @@ class RowGroups:
         slots[places] = torch.arange(len(places), device=order.device)
         return cls(copies, slots.view(count, copies), places)
 
+    def contexts(self, rows: int, device: torch.device) -> Tensor:
+        """The context (R,) of each of R rows."""
+        places = torch.arange(rows, device=device) if self.places is None else self.places
+        return places // self.copies
+
     def spread(self, rows: Tensor) -> Tensor:
         """(R, …) -> (N·G, …), the rows of each context side by side."""
         return rows if self.slots is None else rows[self.slots.flatten()]
@@ -92,6 +97,11 @@ class SharedKeys:
     def numel(self) -> int:
         """Of the prompts."""
         return self.prompt.numel()
+
+    def copied(self, groups: RowGroups) -> Tensor:
+        """(R, heads, S + t, ·): to each row its prompt."""
+        assert self.own is not None
+        return torch.cat([self.prompt[groups.contexts(len(self.own), self.own.device)], self.own], dim=2)
 
 
 class _SharedLayer(DynamicLayer):
@@ -180,6 +190,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Query (R, heads, T, ·) -> (R, T, heads, ·); keys and values (R or N, key heads, S, ·) or in two parts."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(key, SharedKeys) and isinstance(value, SharedKeys) and _copying_pays(query, key, softcap):
+        key, value = key.copied(_local.groups), value.copied(_local.groups)
     if isinstance(key, SharedKeys) and isinstance(value, SharedKeys):
         shared = _folded if key.own is None else _two_parts
         out = shared(query, key, value, attention_mask, scaling, position_bias, softcap, dropout)
@@ -205,6 +217,11 @@ def _attention(
             )
         out = _weighted(query, key, value, _added(attention_mask, position_bias), scaling, softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _copying_pays(query: Tensor, key: SharedKeys, softcap: float | None) -> bool:
+    """Whether rows had better copy the keys of their prompt: a GPU's fused kernel keeps no weights for the gradient."""
+    return query.device.type != "cpu" and torch.is_grad_enabled() and key.own is not None and softcap is None
 
 
 def _weighted(

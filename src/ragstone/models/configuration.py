@@ -12,7 +12,7 @@ from ragstone import local
 from ragstone.errors import InputError, ModelError
 from ragstone.generators.prompts import PromptFormat
 
-__all__ = ["RagConfig"]
+__all__ = ["RagConfig", "check_place"]
 
 UNIT_LENGTH_SCALE = 20.0
 """τ for encoders of unit length: 1/0.05, the temperature their own contrastive losses are trained with."""
@@ -77,6 +77,7 @@ class RagConfig(TransformersRagConfig):
         Raises:
             ModelError: there is no such checkpoint, or it is no RAG model.
         """
+        check_place(name_or_path)
         try:
             config = cls.from_pretrained(name_or_path, **local.hub_options(name_or_path), **fields)
         except (OSError, ValueError) as error:
@@ -150,3 +151,19 @@ class RagConfig(TransformersRagConfig):
             )
         if not 0 <= self.passage_dropout < 1:
             raise InputError(f"passage_dropout is {self.passage_dropout}; it must be at least 0 and below 1.")
+
+
+def check_place(name_or_path: str | Path) -> None:
+    """Say what is wrong with a folder that holds no model, or with the path of none; names of the hub pass.
+
+    Raises:
+        ModelError: it is such a folder or path.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists() and (str(name_or_path)[:1] in "./~" or len(folder.parts) > 2):
+        raise ModelError(f"There is no folder {str(name_or_path)!r}; name that of a RAG model, or a model of the hub.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        remedy = "name the folder of a RAG model"
+        if (folder / "checkpoints").is_dir():
+            remedy = "its training has not ended: run the same command with --resume"
+        raise ModelError(f"{folder} holds no config.json; {remedy}.")

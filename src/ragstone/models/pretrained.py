@@ -16,7 +16,7 @@ from ragstone.encoders.checkpoint import quiet
 from ragstone.encoders.precision import parse_dtype
 from ragstone.errors import InputError, ModelError
 from ragstone.models.adapters import base_of, load_trained
-from ragstone.models.configuration import RagConfig
+from ragstone.models.configuration import RagConfig, check_place
 from ragstone.models.null_passage import NullPassage
 from ragstone.models.protocols import Retriever
 
@@ -122,6 +122,8 @@ class RagPreTrainedModel(PreTrainedModel):
             name_or_path = local.adapter_folder()
         if str(name_or_path) == local.UNTRAINED:
             return _local_model(cls, **kwargs)
+        if not {"config", "subfolder"} & kwargs.keys():
+            check_place(name_or_path)
         saved = RagConfig.load(name_or_path) if Path(name_or_path, CONFIG_NAME).is_file() else None
         if saved is not None and saved.base_model is not None:
             return _on_base(cls, Path(name_or_path), saved, *args, **kwargs)

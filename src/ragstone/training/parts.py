@@ -126,7 +126,7 @@ def save_trained(
         fields["passage_encoder"] = _seen_from(folder, passage_encoder)
         fields["passage_fingerprint"] = passage_fingerprint
     if rag.log_score_scale is not None:
-        fields["score_scale"] = float(rag.log_score_scale.exp())
+        fields["score_scale"] = float(rag.log_score_scale.detach().exp())
     if not adapted or base_model is None:
         for part in adapted.values():
             part.merge_and_unload()

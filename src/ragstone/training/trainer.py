@@ -26,6 +26,7 @@ from ragstone.models import RagForGeneration, RagTokenizer
 from ragstone.pipeline import RagPipeline
 from ragstone.questions import Question
 from ragstone.retriever import RagRetriever
+from ragstone.training.kernels import sound_attention
 from ragstone.training.options import TrainingOptions
 from ragstone.training.parts import fields_set, frozen_parts, make_trainable, save_trained, trained_weights
 from ragstone.training.passages import RefreshPassages, SharedEncoder
@@ -151,6 +152,11 @@ class RagTrainer(Trainer):
         # By seed, step and question alone, so that an interrupted run and several processes draw the same.
         draw = random.Random(f"{self.args.seed} {self.state.global_step} {question.id}")
         return [draw.choice(question.answers)]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """transformers' step, with gradients that are numbers."""
+        with sound_attention():
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
