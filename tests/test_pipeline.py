@@ -118,6 +118,27 @@ def test_passages_for_several_questions(bare):
         bare("hamlet?", passages="Hamlet is a play.")
 
 
+@pytest.mark.parametrize("search", ["dense", "keyword", "hybrid"])
+def test_words_count_in_the_prior_where_they_were_searched(rag, search):
+    question, options = "what is the capital of France?", {"k": 3, "search": search, "max_new_tokens": 3}
+    before = rag(question, **options)
+    rag.model.config.keyword_scale = 0.7
+    after = rag(question, **options)
+    hits = rag.retriever.retrieve(vector_of(rag, question), 3, questions=[question], search=search)[0]
+    assert [e.passage.id for e in after.passages] == [hit.passage.id for hit in hits]
+    assert (max(hit.keyword_score for hit in hits) > 0) is (search != "dense")
+    expected = torch.tensor([e.score for e in before.passages]) + torch.tensor([0.7 * h.keyword_score for h in hits])
+    np.testing.assert_allclose([e.score for e in after.passages], expected, rtol=1e-5)
+    np.testing.assert_allclose([e.prior for e in after.passages], expected.softmax(0), atol=1e-5)
+    given = rag(question, passages=hits, max_new_tokens=3)  # hits bring what they were found by
+    np.testing.assert_allclose([e.prior for e in given.passages], expected.softmax(0), atol=1e-4)
+
+
+def vector_of(rag, question):
+    with torch.no_grad():
+        return rag.model.rag.encode_questions(*rag.retriever.tokenize_questions([question])).float().numpy()
+
+
 def test_searches_and_priors(rag):
     for search in ("dense", "exact", "keyword", "hybrid"):
         answer = rag("capital of France", search=search, k=2, max_new_tokens=3)

@@ -1,10 +1,10 @@
-"""Which τ suits a model, and whether spans of passages do: its answers to the same questions, whose passages are read once.
+"""Which τ and β suit a model, and whether spans of passages do: its answers to the same questions; passages are read once.
 
     python benchmarks/training/scale.py --model MODEL --kb KB --questions questions.jsonl --search hybrid \\
-        --scales 5 10 20 40 --limit 150 --not-among 500
+        --scales 5 10 20 40 --keyword-scales 0 0.4 --limit 150 --not-among 500
 
-``--not-among N`` leaves out the N questions that a measurement of N questions with the same seed takes, so that a τ chosen
-here has not seen those.
+prior.py fits both to gold passages; what the generator makes of them is another question. ``--not-among N`` leaves out the N
+questions that a measurement of N questions with the same seed takes, so that what is chosen here has not seen those.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--search", default="dense")
     parser.add_argument("--methods", nargs="+", choices=["token", "sequence"], default=["token", "sequence"])
     parser.add_argument("--scales", type=float, nargs="+", default=[5, 10, 20, 40])
+    parser.add_argument("--keyword-scales", type=float, nargs="+", default=[0.0])
     parser.add_argument("--answers", nargs="+", choices=["free", "extractive"], default=["free", "extractive"])
     parser.add_argument("-k", type=int, default=5)
     parser.add_argument("--limit", type=int, default=150)
@@ -45,20 +46,20 @@ def main() -> None:
     questions = [question for question in drawn if question.id not in measured]
     print(describe())
     print(
-        f"| {len(questions)} questions, K = {options.k}, {options.search} | τ | answers | exact match | F1 |\n"
-        "|---|---|---|---|---|"
+        f"| {len(questions)} questions, K = {options.k}, {options.search} | τ | β | answers | exact match | F1 |\n"
+        "|---|---|---|---|---|---|"
     )
     store, base = PromptStore(8 * 10**9), KnowledgeBase.open(options.kb)
     for method in options.methods:
         rag = RagPipeline.from_pretrained(options.model, knowledge_base=base, method=method)
         if rag.model.device.type == "cpu":  # a GPU reads passages faster than it fetches what it has read
             rag.model.rag.prompt_store = store
-        for scale, kind in product(options.scales, options.answers):
-            rag.model.config.score_scale = scale
+        for scale, words, kind in product(options.scales, options.keyword_scales, options.answers):
+            rag.model.config.score_scale, rag.model.config.keyword_scale = scale, words
             settings = {"k": options.k, "search": options.search, "max_new_tokens": options.max_new_tokens}
             found = evaluate(rag, questions, **settings, extractive=kind == "extractive").summary
             values = f"{found['exact_match']:.3f} | {found['f1']:.3f}"
-            print(f"| RAG-{method.title()} | {scale:g} | {kind} | {values} |", flush=True)
+            print(f"| RAG-{method.title()} | {scale:g} | {words:g} | {kind} | {values} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make the adapters of ``"local"`` out of a trained checkpoint: bfloat16, and at most 12 MB.
 
     python benchmarks/training/ship.py TRAINED src/ragstone/local_checkpoint [--parts generator] [--score-scale 10] \\
-        [--extractive]
+        [--keyword-scale 0.2] [--extractive]
 
 ``--parts`` leaves out the adapter of a part that it does not pay to ship. Figures are to be measured with the files this
 writes. The model card (README.md) in the target folder is left as it is.
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=5, help="passages a question, unless told otherwise")
     parser.add_argument("--method", choices=["token", "sequence"], default="token", help="unless told otherwise")
     parser.add_argument("--score-scale", type=float, help="τ [the learnt one]; scale.py compares some")
+    parser.add_argument("--keyword-scale", type=float, default=0.0, help="β, likewise")
     parser.add_argument(
         "--extractive", action="store_true", help="answers are spans of passages, unless told otherwise"
     )
@@ -38,6 +39,7 @@ def main() -> None:
     config = json.loads((options.trained / "config.json").read_text(encoding="utf-8"))
     config |= {"n_docs": options.k, "architectures": [f"Rag{options.method.title()}ForGeneration"]}
     config |= {"score_scale": options.score_scale or config["score_scale"], "extractive": options.extractive}
+    config |= {"keyword_scale": options.keyword_scale}
     if "question_encoder" not in options.parts:  # it stays what encoded the passages
         config |= {"passage_encoder": None, "passage_fingerprint": None}
     (options.target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

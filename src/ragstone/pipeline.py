@@ -21,7 +21,7 @@ from ragstone.generators.prompts import report_truncation
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.passages import as_passages
 from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
-from ragstone.retriever import RagRetriever, stack_vectors
+from ragstone.retriever import RagRetriever, stack_hits
 
 __all__ = ["RagPipeline"]
 
@@ -372,10 +372,8 @@ class RagPipeline:
             rows = [[hit.score for hit in row] + [-np.inf] * (k - len(row)) for row in hits]
             scores = torch.tensor(rows, dtype=torch.float32, device=device)
         else:
-            stacked, real = stack_vectors(hits, k, vectors.shape[1])
-            scores = rag.score_passages(
-                vectors, torch.from_numpy(stacked).to(device), torch.from_numpy(real).to(device)
-            )
+            stacked = (torch.from_numpy(values).to(device) for values in stack_hits(hits, k, vectors.shape[1]))
+            scores = rag.score_passages(vectors, *stacked)
         passages = [[hit.passage for hit in row] for row in hits]
         null = rag.null_passage is not None
         contexts = retriever.contexts(questions, passages, k, null_passage=null)
@@ -491,13 +489,14 @@ def _given_hits(passages: Sequence[Any] | None, batch: int, single: bool) -> lis
 
 
 _ONE = (str, Mapping, Passage, Hit)
+_NO_VECTOR = np.empty(0, np.float32)
 
 
 def _as_hits(values: Sequence[Any]) -> list[Hit]:
     """Passages that no search found have no score."""
-    passages = as_passages([value.passage if isinstance(value, Hit) else value for value in values])
-    scores = [value.score if isinstance(value, Hit) else np.nan for value in values]
-    return [Hit(p, score, np.empty(0, np.float32)) for p, score in zip(passages, scores, strict=True)]
+    hits = [value if isinstance(value, Hit) else Hit(value, np.nan, _NO_VECTOR) for value in values]
+    passages = as_passages([hit.passage for hit in hits])
+    return [replace(hit, passage=passage, vector=_NO_VECTOR) for hit, passage in zip(hits, passages, strict=True)]
 
 
 def _set_dtype(model: RagForGeneration, dtype: torch.dtype | str | None) -> None:

@@ -26,7 +26,7 @@ from ragstone.knowledge.passages import as_passages
 from ragstone.models.configuration import RagConfig
 from ragstone.models.tokenization import RagTokenizer
 
-__all__ = ["RagRetriever", "stack_vectors"]
+__all__ = ["RagRetriever", "stack_hits"]
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ class RagRetriever:
         """
         found = [[hit.passage for hit in row] for row in hits]
         contexts = self.contexts(questions, found, n_docs, prefix=prefix, null_passage=null_passage)
-        vectors, mask = stack_vectors(hits, n_docs, width)
+        vectors, mask, words = stack_hits(hits, n_docs, width)
         data: dict[str, Any] = {
             "context_input_ids": contexts.input_ids,
             "context_attention_mask": contexts.attention_mask,
@@ -249,6 +249,8 @@ class RagRetriever:
             "truncated": contexts.truncated,
             "prompt_lengths": contexts.prompt_lengths,
         }
+        if self.config.keyword_scale:
+            data["keyword_scores"] = torch.from_numpy(words)
         if return_tensors is None:
             data = {name: value.tolist() for name, value in data.items()}
         elif return_tensors == "np":
@@ -361,17 +363,18 @@ class RagRetriever:
         return [text.removeprefix(self.config.question_prompt) for text in texts]
 
 
-def stack_vectors(
+def stack_hits(
     hits: Sequence[Sequence[Hit]], n_docs: int, width: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Vectors of hits as (B, K, D) float32, zeros in empty slots, and which slots are real (B, K) bool."""
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Of hits: vectors (B, K, D) and keyword scores (B, K) in float32, zeros in empty slots; which are real, (B, K) bool."""
     vectors = np.zeros((len(hits), n_docs, width), np.float32)
     mask = np.zeros((len(hits), n_docs), bool)
+    words = np.zeros((len(hits), n_docs), np.float32)
     for b, row in enumerate(hits):
         mask[b, : len(row)] = True
         for k, hit in enumerate(row):
-            vectors[b, k] = hit.vector
-    return vectors, mask
+            vectors[b, k], words[b, k] = hit.vector, hit.keyword_score
+    return vectors, mask, words
 
 
 def _same_place(name: str, other: str) -> bool:

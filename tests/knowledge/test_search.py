@@ -155,6 +155,26 @@ def test_fusion_by_hand():
     assert fused.scores.tolist() == [1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62]
 
 
+def test_hits_carry_their_score_by_words(plays):
+    question = "a tragedy by Shakespeare"
+    words = {hit.passage.id: hit.score for hit in plays.search(question, k=100, search="keyword")}
+    assert len(words) >= 2
+    assert [hit.keyword_score for hit in plays.search(question, k=100, search="keyword")] == [*words.values()]
+    fused = plays.search(question, k=100, search="hybrid")
+    assert {hit.passage.id for hit in fused} > set(words)  # search by vector finds every passage
+    assert [hit.keyword_score for hit in fused] == [words.get(hit.passage.id, 0.0) for hit in fused]
+    assert {hit.keyword_score for hit in plays.search(question, k=100)} == {0.0}
+
+
+def test_a_passage_below_all_that_were_looked_up_has_at_most_the_last_score():
+    words = Ranking(np.array([4, 2, 9], np.uint64), ["d", "b", "i"], np.array([5.0, 3.0, 2.0]))
+    fused = Ranking(np.array([2, 7, 4], np.uint64), ["b", "g", "d"], np.array([0.3, 0.2, 0.1]))
+    assert fused.with_words(words, depth=3).keyword_scores.tolist() == [3.0, 2.0, 5.0]
+    assert fused.with_words(words, depth=50).keyword_scores.tolist() == [3.0, 0.0, 5.0]
+    none = Ranking(np.empty(0, np.uint64), [], np.empty(0))
+    assert fused.with_words(none, depth=50).at([2, 0]).keyword_scores.tolist() == [0.0, 0.0]
+
+
 def test_hybrid_search_fuses_dense_and_keyword(plays):
     question = "tragedy about a prince"
     dense, words = (plays.search(question, k=50, search=method) for method in ("dense", "keyword"))

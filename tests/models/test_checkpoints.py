@@ -142,6 +142,7 @@ def test_options_of_a_part_reach_it(parts):
         ({"encoder": None}, InputError, "question encoder"),
         ({"n_docs": 0}, InputError, "n_docs is 0"),
         ({"score_scale": -1.0}, InputError, r"score_scale is -1\.0"),
+        ({"keyword_scale": float("nan")}, InputError, r"keyword_scale is nan"),
         ({"dtype": "float33"}, InputError, "float33"),
     ],
 )

@@ -107,6 +107,23 @@ def test_both_parts_learn_from_answers_alone(base, tmp_path, kind, method):
     assert trainer.evaluate()["eval_loss"] < 0.85 * untrained
 
 
+def test_training_has_the_prior_that_answers_have(base, tmp_path):
+    options = TrainingOptions(k=3, search="hybrid", learn_score_scale=True)
+    trainer = trainer_of(base, tmp_path / "out", options=options, config={"keyword_scale": 0.5}, dropout=False)
+    model = trainer.model.eval()
+    questions = [question.question for question in QUESTIONS]
+    out = model(**trainer._prepare_inputs({"rows": QUESTIONS}))
+    ids, mask = trainer.plain_retriever.tokenize_questions(questions)
+    vectors = model.rag.encode_questions(ids, mask)
+    hits = trainer.plain_retriever.retrieve(vectors.detach().numpy(), 3, questions=questions, search="hybrid")
+    assert any(hit.keyword_score for row in hits for hit in row)
+    for vector, row, scores in zip(vectors, hits, out.doc_scores, strict=True):
+        expected = [model.config.tau * float(vector @ torch.from_numpy(h.vector)) + 0.5 * h.keyword_score for h in row]
+        torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    out.loss.backward()
+    assert model.rag.log_score_scale.grad.abs() > 0
+
+
 @pytest.mark.parametrize("recomputing", [False, True])
 def test_steps_leave_out_the_attention_whose_gradient_may_be_nan(base, tmp_path, recomputing):
     settings = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if recomputing else {}

@@ -52,6 +52,7 @@ def _model(name: str) -> dict[str, Any]:
         "generator": config.generator.model_type,
         "passages": config.n_docs,
         "score_scale": config.tau,
+        "keyword_scale": config.keyword_scale,
         "max_combined_length": config.max_combined_length,
         "index": config.knowledge_base or config.passages_path or config.index_name,
         "written_by": f"ragstone {config.ragstone_version}" if config.ragstone_version else "transformers",

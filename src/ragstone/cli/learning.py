@@ -75,6 +75,9 @@ def train(
     adapters: Annotated[Path | None, typer.Option(help="Begin with the adapters of this checkpoint.")] = None,
     learn_score_scale: Annotated[bool, typer.Option("--learn-score-scale", help="τ learns too.")] = False,
     score_scale: Annotated[float | None, typer.Option(help="τ to start from.")] = None,
+    keyword_scale: Annotated[
+        float | None, typer.Option(help="Weight of BM25 in the prior with keyword or hybrid search.")
+    ] = None,
     null_passage: Annotated[
         str | None, typer.Option(help="A passage that says nothing, as a bias, an embedding or a network.")
     ] = None,
@@ -145,6 +148,7 @@ def train(
         },
         config={
             "score_scale": score_scale,
+            "keyword_scale": keyword_scale,
             "null_passage": null_passage,
             "passage_dropout": passage_dropout,
             "label_smoothing": label_smoothing,

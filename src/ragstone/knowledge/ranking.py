@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,16 +22,29 @@ Block = tuple[np.ndarray, np.ndarray]
 class Ranking:
     """What one question found, best first: row ids (k,), passage ids and scores (k,).
 
-    A passage id may be "" where nothing but the score decides the passage's place.
+    A passage id may be "" where nothing but the score decides the passage's place. ``keyword_scores`` (k,) are those by
+    words, where words were looked up.
     """
 
     row_ids: np.ndarray
     passage_ids: list[str]
     scores: np.ndarray
+    keyword_scores: np.ndarray | None = None
 
     def at(self, places: Sequence[int] | np.ndarray) -> Ranking:
         """Return what is at ``places`` (n,), in that order."""
-        return Ranking(self.row_ids[places], [self.passage_ids[place] for place in places], self.scores[places])
+        words = None if self.keyword_scores is None else self.keyword_scores[places]
+        return Ranking(self.row_ids[places], [self.passage_ids[place] for place in places], self.scores[places], words)
+
+    def with_words(self, words: Ranking, depth: int) -> Ranking:
+        """Return this ranking with the scores of ``words``, the first ``depth`` by words.
+
+        A passage that those lack has no word in common with the question or, where they are ``depth``, at most the last
+        score: then it is given that one.
+        """
+        known = dict(zip(words.row_ids.tolist(), words.scores.tolist(), strict=True))
+        least = words.scores[-1] if depth == len(words.scores) else 0.0
+        return replace(self, keyword_scores=np.array([known.get(i, least) for i in self.row_ids.tolist()]))
 
 
 def rank(row_ids: np.ndarray, passage_ids: Sequence[str], scores: np.ndarray, k: int) -> Ranking:

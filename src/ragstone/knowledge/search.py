@@ -49,11 +49,15 @@ _BITS: dict[DenseWay, int] = {"quantised": 4, "coarse": 2}  # of the codes, by t
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that was found, its score, and its vector (D,), from which a model recomputes q·d with gradient."""
+    """A passage that was found, its score, and its vector (D,), from which a model recomputes q·d with gradient.
+
+    ``keyword_score`` is its BM25 score where it was searched by words, alone or as well, and 0 elsewhere.
+    """
 
     passage: Passage
     score: float
     vector: np.ndarray = field(repr=False, compare=False)
+    keyword_score: float = field(default=0.0, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,7 @@ class Searcher:
             depth = max(_LEAST_CANDIDATES, 4 * k)
             dense = self._by_vector(store, vectors, depth, "dense", where, named=True)
             words = [_by_words(store, text, depth, where) for text in texts or ()]
-            return [fuse(pair, k) for pair in zip(dense, words, strict=True)]
+            return [fuse(pair, k).with_words(pair[1], depth) for pair in zip(dense, words, strict=True)]
         return self._by_vector(store, vectors, k, options.method, where)
 
     def _by_vector(
@@ -286,7 +290,8 @@ def _count(k: int, breadth: int = _BREADTH) -> int:
 
 def _by_words(store: PassageStore, question: str, k: int, where: str | None) -> Ranking:
     # Twice as many, so that equal scores at the end of the list are ordered by id too.
-    return rank(*store.search_words(question, 2 * k, where), k)
+    found = rank(*store.search_words(question, 2 * k, where), k)
+    return found.with_words(found, k)
 
 
 def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | None) -> list[list[Hit]]:
@@ -296,8 +301,13 @@ def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | N
     passages, vectors = store.fetch_passages(union)
     return [
         [
-            Hit(passages[place], float(score), vectors[place])
-            for place, score in zip(np.searchsorted(union, ranking.row_ids), ranking.scores, strict=True)
+            Hit(passages[place], float(score), vectors[place], float(words))
+            for place, score, words in zip(
+                np.searchsorted(union, ranking.row_ids),
+                ranking.scores,
+                np.zeros(len(ranking.scores)) if ranking.keyword_scores is None else ranking.keyword_scores,
+                strict=True,
+            )
         ]
         for ranking in rankings
     ]

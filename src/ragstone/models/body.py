@@ -108,10 +108,22 @@ class RagModel(RagPreTrainedModel):
         """τ: the one that is learnt if one is, else the config's."""
         return self.config.tau if self.log_score_scale is None else self.log_score_scale.exp()
 
-    def score_passages(self, question_vectors: Tensor, passage_vectors: Tensor, mask: Tensor | None = None) -> Tensor:
-        """s = τ·(q·d): (B, D), (B, K, D) -> (B, K), with gradient to the question encoder; −inf where ``mask`` is false."""
+    def score_passages(
+        self,
+        question_vectors: Tensor,
+        passage_vectors: Tensor,
+        mask: Tensor | None = None,
+        keyword_scores: Tensor | None = None,
+    ) -> Tensor:
+        """s = τ·(q·d) + β·BM25: (B, D), (B, K, D) -> (B, K), with gradient to the question encoder.
+
+        −inf where ``mask`` (B, K) is false; without ``keyword_scores`` (B, K), or with ``config.keyword_scale`` β = 0, the
+        paper's (§2.2) but for τ.
+        """
         wide = torch.promote_types(question_vectors.dtype, torch.float32)
         scores = torch.einsum("bd,bkd->bk", question_vectors.to(wide), passage_vectors.to(wide)) * self.tau
+        if keyword_scores is not None and self.config.keyword_scale:
+            scores = scores + self.config.keyword_scale * keyword_scores.to(wide)
         return scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
 
     def add_null_passage(self, scores: Tensor, question_vectors: Tensor) -> Tensor:
@@ -209,8 +221,9 @@ class RagModel(RagPreTrainedModel):
             **options,
         )
         report_truncation(found["truncated"], self.config.prompt_format().max_length)
-        embeds = found["retrieved_doc_embeds"].to(device)
-        scores = self.score_passages(vectors, embeds, found["retrieved_doc_mask"].to(device))
+        embeds, words = found["retrieved_doc_embeds"].to(device), found.get("keyword_scores")
+        words = None if words is None else words.to(device)
+        scores = self.score_passages(vectors, embeds, found["retrieved_doc_mask"].to(device), words)
         if self.training and self.config.passage_dropout:
             scores = drop_passages(scores, self.config.passage_dropout, all_may_fall=self.null_passage is not None)
         scores = self.add_null_passage(scores, vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class RagConfig(TransformersRagConfig):
     - ``question_encoder_pooling`` (``cls | mean | pooler | last_token``), ``question_encoder_normalize``,
       ``question_prompt``: how the question encoder's output becomes a vector (None: read from the encoder);
     - ``score_scale``: τ in s = τ·(q·d). None: 1 for raw inner products, 20 for vectors of unit length;
+    - ``keyword_scale``: β in s = τ·(q·d) + β·BM25, where passages were searched by words, alone or as well; 0 leaves the
+      prior to the vectors;
     - ``passage_encoder``: name or folder of the passage encoder, None for the rule in :class:`ragstone.RagRetriever`;
     - ``passage_fingerprint``: the weights of the passage encoder that the question encoder was trained with (the
       ``fingerprint`` of its spec); a knowledge base of another encoder is refused;
@@ -56,6 +59,7 @@ class RagConfig(TransformersRagConfig):
     question_encoder_normalize: bool | None = None
     question_prompt: str = ""
     score_scale: float | None = None
+    keyword_scale: float = 0.0
     passage_encoder: str | None = None
     passage_fingerprint: str | None = None
     lowercase_questions: bool | None = None
@@ -145,6 +149,8 @@ class RagConfig(TransformersRagConfig):
             raise InputError(f"min_answer_tokens is {self.min_answer_tokens}; it must be at least 0.")
         if self.score_scale is not None and not self.score_scale > 0:
             raise InputError(f"score_scale is {self.score_scale}; it must be positive.")
+        if not 0 <= self.keyword_scale < math.inf:
+            raise InputError(f"keyword_scale is {self.keyword_scale}; give 0 or a positive number.")
         if self.null_passage not in (None, *NULL_PASSAGES):
             raise InputError(
                 f"null_passage is {self.null_passage!r}; choose one of {', '.join(NULL_PASSAGES)}, or None."

@@ -42,7 +42,8 @@ class Retriever(Protocol):
         Returns:
             ``context_input_ids`` and ``context_attention_mask`` (B·K, S), ``retrieved_doc_embeds`` (B, K, D),
             ``retrieved_doc_mask`` (B, K) (false in an empty slot), ``truncated`` (B, K) and ``doc_ids``, B lists of at
-            most K ids; optionally ``prompt_lengths`` (B, K), the tokens of causal contexts that depend on the passage alone.
+            most K ids; optionally ``prompt_lengths`` (B, K), the tokens of causal contexts that depend on the passage alone,
+            and ``keyword_scores`` (B, K), of passages that were searched by words.
         """
         ...
 
