@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-k", type=int, default=5)
+    parser.add_argument("--search", default="dense", choices=["dense", "keyword", "hybrid"])
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--timed", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["token", "sequence"], choices=["token", "sequence"])
@@ -60,12 +61,13 @@ def main() -> None:
         if CEILINGS[0] not in figures:  # K = 1: both methods are the same model
             for name, given in zip(
                 CEILINGS,
-                (best_passages(rag, base, questions), best_of_the_found(base, questions, options.k)),
+                (best_passages(rag, base, questions), best_of_the_found(base, questions, options.k, options.search)),
                 strict=True,
             ):
                 figures[name] = measure(rag, questions, given, options.timed, max_new_tokens=options.max_new_tokens)
                 print(row(name, figures), file=sys.stderr, flush=True)
-        found = measure(rag, questions, None, options.timed, k=options.k, max_new_tokens=options.max_new_tokens)
+        how = {"k": options.k, "search": options.search, "max_new_tokens": options.max_new_tokens}
+        found = measure(rag, questions, None, options.timed, **how)
         for name in CEILINGS:
             found[f"contains / {name}"] = found["contains"] / max(figures[name]["contains"], 1e-9)
         figures[method] = found
@@ -99,9 +101,11 @@ def best_passages(rag: RagPipeline, base: KnowledgeBase, questions: list[dict[st
     return best
 
 
-def best_of_the_found(base: KnowledgeBase, questions: list[dict[str, Any]], k: int) -> list[Passage | None]:
+def best_of_the_found(
+    base: KnowledgeBase, questions: list[dict[str, Any]], k: int, search: Any
+) -> list[Passage | None]:
     """For each question the first of its k hits that holds an answer."""
-    hits = base.search([q["question"] for q in questions], k=k)
+    hits = base.search([q["question"] for q in questions], k=k, search=search)
     return [
         next((hit.passage for hit in row if has_answer(hit.passage.text, q["answers"])), None)
         for q, row in zip(questions, hits, strict=True)

@@ -20,9 +20,11 @@ joint --adapters "$work/read" --out "$work/joint" --with-positives --batch-size 
 batch() { joint --method sequence --in-batch --batch-size 16 --question-encoder-learning-rate 1e-4 "$@"; }
 batch --adapters "$work/joint" --out "$work/batch" --steps 250 --save-every 20 --seed 2
 batch --adapters "$work/batch" --out "$work/long" --steps 450 --save-every 50 --seed 3
-# This is what "local" ships: the question encoder's adapter gains nothing measurable, τ is scale.py's choice.
-python "$here/ship.py" "$work/long" "$work/local" --parts generator --score-scale 10 --extractive
+# This is what "local" ships: the question encoder's adapter gains nothing measurable, τ and β are scale.py's choice.
+python "$here/ship.py" "$work/long" "$work/local" --parts generator --score-scale 8 --keyword-scale 0.2 --extractive
 dev=(--kb "$work/dev" --questions "$squad/questions.dev.jsonl")
-python "$here/scale.py" --model "$work/local" "${dev[@]}" --search hybrid --limit 100
+python "$here/prior.py" --kb "$work/train" --questions "$squad/questions.train.jsonl" --dev-kb "$work/dev" --dev "$squad/questions.dev.jsonl"
+python "$here/scale.py" --model "$work/local" "${dev[@]}" --search hybrid --methods token --answers extractive --limit 300 --not-among 600 \
+    --scales 8 14 --keyword-scales 0 0.2 0.42
 python "$here/matrix.py" --models local-untrained "$work/first" "$work/local" "${dev[@]}" --limit 500 --out "$work/matrix" \
     --searches hybrid dense -k 5
