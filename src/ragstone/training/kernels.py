@@ -13,6 +13,6 @@ def sound_attention() -> AbstractContextManager[None]:
     """Inside, attention leaves out cuDNN's kernel.
 
     It is the first choice on Hopper GPUs from torch 2.11 on, and its gradient is NaN for some masked lengths
-    (https://github.com/pytorch/pytorch/issues/196678). The other fused kernels are as quick for short contexts.
+    (https://github.com/pytorch/pytorch/issues/196678).
     """
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
