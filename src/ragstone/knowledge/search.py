@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -291,7 +291,7 @@ def _count(k: int, breadth: int = _BREADTH) -> int:
 def _by_words(store: PassageStore, question: str, k: int, where: str | None) -> Ranking:
     # Twice as many, so that equal scores at the end of the list are ordered by id too.
     found = rank(*store.search_words(question, 2 * k, where), k)
-    return found.with_words(found, k)
+    return replace(found, keyword_scores=found.scores)
 
 
 def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | None) -> list[list[Hit]]:
