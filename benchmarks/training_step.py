@@ -34,7 +34,7 @@ from torch import Tensor
 from ragstone.cli.console import quiet_libraries
 
 THEIRS = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}
-SIDES = ("reference", "float32", "bfloat16")  # Ragstone's are by dtype; bfloat16 is autocast
+SIDES = ("reference", "float32", "bfloat16", "bfloat16, checkpointed")  # bfloat16 is autocast
 BATCH, PASSAGES, TOKENS = 4, 5, 16
 
 
@@ -73,7 +73,7 @@ class Step:
 
     def __init__(self, method: str, side: str, options: Any, parts: Any = None) -> None:
         question_encoder, generator = self.parts = parts or new_parts(options.tiny, options.seed)
-        self.reference, self.half = side == "reference", side == "bfloat16"
+        self.reference, self.half = side == "reference", side.startswith("bfloat16")
         if self.reference:
             configs = question_encoder.config, generator.config
             more = dict(n_docs=PASSAGES, decoder_start_token_id=generator.config.decoder_start_token_id)
@@ -86,6 +86,7 @@ class Step:
         work = Work(method, BATCH, PASSAGES, beams=1, tokens=TOKENS)
         passages = Passages(work, generator, options.tiny, options.seed, lengths=(140, 160))
         self.model.set_retriever(passages)
+        self.checkpointed = side.endswith("checkpointed")
         make = torch.Generator().manual_seed(options.seed)
         labels = torch.randint(100, generator.config.vocab_size, (BATCH, TOKENS), generator=make)
         self.batch = dict(input_ids=passages.questions, labels=labels)
@@ -102,9 +103,14 @@ class Step:
     def __call__(self) -> float:
         """Seconds."""
         self.model.train().zero_grad()
+        if self.checkpointed:  # all sides share their parts, so this is for one step
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         start = time.perf_counter()
         self.loss().backward()
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if self.checkpointed:
+            self.model.gradient_checkpointing_disable()
+        return seconds
 
 
 def new_parts(tiny: bool, seed: int) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ ragstone index "$work/nothing.jsonl" --whole --kb "$work/nothing"
 learn() { ragstone train "$1" "$fever/questions.train.jsonl" --model local-untrained --out "$2" --lora-rank 8 --bf16 \
     --batch-size 16 --learning-rate 5e-4 --warmup-steps 10 --steps "$STEPS" --save-every 50 --seed 0 "${@:3}"; }
 judge() { ragstone evaluate "$1" "$fever/questions.dev.jsonl" --model "$2" --labels SUPPORTS,REFUTES -k "$3"; }
-STEPS=${STEPS:-120}
+STEPS=${STEPS:-350}
 learn "$work/nothing" "$work/claim-only" -k 1 --freeze-question-encoder
 learn "$work/fever" "$work/with-evidence" -k 3 --question-encoder-lora-rank 8
 judge "$work/nothing" "$work/claim-only" 1

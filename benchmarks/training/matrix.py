@@ -1,10 +1,10 @@
 """Models on the same questions, by method, search and K: a table, and every prediction in a file.
 
     python benchmarks/training/matrix.py --kb KB --questions questions.jsonl --out FOLDER --limit 500 --seed 0 \\
-        --models local-untrained local [--methods token sequence] [--searches dense keyword hybrid] [-k 1 3 5 10 20]
+        --models local-untrained local [--methods token sequence] [--searches dense keyword hybrid] [-k 1 3 5 10 20] [--whole]
 
-Each model answers with every method and search at K = 5, and with the first method and search at every other K; before
-that with the gold passage alone, which shows what it reads where retrieval cannot fail. All runs of a model share what it
+Each model answers with every method and search at K = 5, and with the first method and search at every other K (``--whole``:
+every method and search at every K); before that with the gold passage alone, which shows what it reads where retrieval cannot fail. All runs of a model share what it
 has read of the passages. A run whose file is in FOLDER is not repeated. Against the first model's run of the same kind
 stands the p-value of a paired test of exact match.
 """
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=["token", "sequence"], default=["token", "sequence"])
     parser.add_argument("--searches", nargs="+", default=["dense", "keyword", "hybrid"])
     parser.add_argument("-k", type=int, nargs="+", default=[1, 3, K, 10, 20])
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-new-tokens", type=int, default=24)
@@ -65,10 +66,11 @@ def main() -> None:
 
 def runs(method: str, options: argparse.Namespace, *, gold: bool) -> list[tuple[str, int]]:
     first = method == options.methods[0]
+    elsewhere = options.searches if options.whole else options.searches[:1] if first else []
     return [
         *([(GOLD, 1)] if gold and first else []),
         *((search, K) for search in options.searches),
-        *((options.searches[0], k) for k in options.k if k != K and first),
+        *((search, k) for search in elsewhere for k in options.k if k != K),
     ]
 
 

@@ -32,13 +32,14 @@ MAX_PROBED_PARAMETERS = 2_000_000_000
 """A larger generator keeps the dtype it was loaded in: the probe needs a second copy of it."""
 
 
-def questions_per_batch(device: torch.device) -> int:
-    """How many questions are decoded at once: with K = 5 passages of 200 tokens, 8,000 tokens of context on a CPU.
+def questions_per_batch(device: torch.device, k: int) -> int:
+    """How many questions of K passages are decoded at once: with 200 tokens each, 8,000 tokens of context on a CPU.
 
-    >>> questions_per_batch(torch.device("cpu")), questions_per_batch(torch.device("cuda"))
-    (8, 32)
+    >>> [questions_per_batch(torch.device(name), k) for name in ("cpu", "cuda") for k in (1, 5, 20)]
+    [8, 8, 2, 32, 32, 8]
     """
-    return 8 if device.type == "cpu" else 32
+    most = 8 if device.type == "cpu" else 32
+    return max(1, min(most, most * 5 // max(k, 1)))
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class RagPipeline:
             )
         extractive = self.model.config.extractive and not constrained if extractive is None else extractive
         answers: list[Answer] = []
-        size = questions_per_batch(self.model.generator.device)
+        size = questions_per_batch(self.model.generator.device, self._most_passages(k, given))
         for start in range(0, len(questions), size):
             part = slice(start, start + size)
             found = k, search, where, prior, None if given is None else given[part]
@@ -290,7 +291,7 @@ class RagPipeline:
             raise InputError(f"choices is {choices!r}; pass a list of different strings.")
         candidates = self.tokenizer.target_ids(choices)
         answers: list[Answer] = []
-        size = questions_per_batch(self.model.generator.device)
+        size = questions_per_batch(self.model.generator.device, self._most_passages(k, given))
         for start in range(0, len(questions), size):
             part = slice(start, start + size)
             found = k, search, where, prior, None if given is None else given[part]
@@ -299,6 +300,12 @@ class RagPipeline:
             out = score_candidates(*self.model.answer_contexts(inputs), candidates, method=self.method)
             answers += self._answers(prepared, out, len(choices), ranked=False)
         return answers[0] if single else answers
+
+    def _most_passages(self, k: int | None, given: list[list[Hit]] | None) -> int:
+        """Of any question of a call."""
+        if given is not None:
+            return max(map(len, given))
+        return self.model.config.n_docs if k is None else k
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
         """Yield an answer while it is found; options as in calling the pipeline.

@@ -81,7 +81,7 @@ def evaluate(
         return rag(texts, max_new_tokens=max_new_tokens, **retrieval, **given, **options)
 
     predictions: list[Prediction] = []
-    size = questions_per_batch(rag.model.generator.device)
+    size = questions_per_batch(rag.model.generator.device, k)
     for start in range(0, len(questions), size):
         some = questions[start : start + size]
         answers = list(_answer_each(answer, some, _hits(rag, some, run, k)))
