@@ -1,12 +1,13 @@
 """Models on the same questions, by method, search and K: a table, and every prediction in a file.
 
     python benchmarks/training/matrix.py --kb KB --questions questions.jsonl --out FOLDER --limit 500 --seed 0 \\
-        --models local-untrained local [--methods token sequence] [--searches dense keyword hybrid] [-k 1 3 5 10 20] [--whole]
+        --models local-untrained local [--methods token sequence] [--searches dense keyword hybrid] [-k 1 3 5 10 20] \\
+        [--whole]
 
-Each model answers with every method and search at K = 5, and with the first method and search at every other K (``--whole``:
-every method and search at every K); before that with the gold passage alone, which shows what it reads where retrieval cannot fail. All runs of a model share what it
-has read of the passages. A run whose file is in FOLDER is not repeated. Against the first model's run of the same kind
-stands the p-value of a paired test of exact match.
+Each model answers with every method and search at K = 5, and with the first method and search at every other K
+(``--whole``: every method and search at every K); before that with the gold passage alone, which shows what it reads where
+retrieval cannot fail. All runs of a model share what it has read of the passages. A run whose file is in FOLDER is not
+repeated. Against the first model's run of the same kind stands the p-value of a paired test of exact match.
 """
 
 from __future__ import annotations
