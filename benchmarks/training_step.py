@@ -34,7 +34,8 @@ from torch import Tensor
 from ragstone.cli.console import quiet_libraries
 
 THEIRS = {"sequence": transformers.RagSequenceForGeneration, "token": transformers.RagTokenForGeneration}
-SIDES = ("reference", "float32", "bfloat16", "bfloat16, checkpointed")  # bfloat16 is autocast
+# Ragstone's by dtype (bfloat16 is autocast); checkpointed: activations are computed again for their gradient.
+SIDES = ("reference", "float32", "bfloat16", "bfloat16, checkpointed")
 BATCH, PASSAGES, TOKENS = 4, 5, 16
 
 
@@ -74,6 +75,7 @@ class Step:
     def __init__(self, method: str, side: str, options: Any, parts: Any = None) -> None:
         question_encoder, generator = self.parts = parts or new_parts(options.tiny, options.seed)
         self.reference, self.half = side == "reference", side.startswith("bfloat16")
+        self.checkpointed = side.endswith("checkpointed")
         if self.reference:
             configs = question_encoder.config, generator.config
             more = dict(n_docs=PASSAGES, decoder_start_token_id=generator.config.decoder_start_token_id)
@@ -86,7 +88,6 @@ class Step:
         work = Work(method, BATCH, PASSAGES, beams=1, tokens=TOKENS)
         passages = Passages(work, generator, options.tiny, options.seed, lengths=(140, 160))
         self.model.set_retriever(passages)
-        self.checkpointed = side.endswith("checkpointed")
         make = torch.Generator().manual_seed(options.seed)
         labels = torch.randint(100, generator.config.vocab_size, (BATCH, TOKENS), generator=make)
         self.batch = dict(input_ids=passages.questions, labels=labels)

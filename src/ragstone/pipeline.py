@@ -250,11 +250,7 @@ class RagPipeline:
             )
         extractive = self.model.config.extractive and not constrained if extractive is None else extractive
         answers: list[Answer] = []
-        size = questions_per_batch(self.model.generator.device, self._most_passages(k, given))
-        for start in range(0, len(questions), size):
-            part = slice(start, start + size)
-            found = k, search, where, prior, None if given is None else given[part]
-            prepared = self._prepare(retriever, questions[part], *found)
+        for prepared in self._batches(retriever, questions, k, search, where, prior, given):
             if extractive:
                 options["prefix_allowed_tokens_fn"] = self._spans(prepared)
             lengths = prepared.prompt_lengths if self.model.config.causal else None
@@ -291,21 +287,11 @@ class RagPipeline:
             raise InputError(f"choices is {choices!r}; pass a list of different strings.")
         candidates = self.tokenizer.target_ids(choices)
         answers: list[Answer] = []
-        size = questions_per_batch(self.model.generator.device, self._most_passages(k, given))
-        for start in range(0, len(questions), size):
-            part = slice(start, start + size)
-            found = k, search, where, prior, None if given is None else given[part]
-            prepared = self._prepare(retriever, questions[part], *found)
+        for prepared in self._batches(retriever, questions, k, search, where, prior, given):
             inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
             out = score_candidates(*self.model.answer_contexts(inputs), candidates, method=self.method)
             answers += self._answers(prepared, out, len(choices), ranked=False)
         return answers[0] if single else answers
-
-    def _most_passages(self, k: int | None, given: list[list[Hit]] | None) -> int:
-        """Of any question of a call."""
-        if given is not None:
-            return max(map(len, given))
-        return self.model.config.n_docs if k is None else k
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
         """Yield an answer while it is found; options as in calling the pipeline.
@@ -348,8 +334,7 @@ class RagPipeline:
                 yield piece
             before = piece
 
-    @torch.no_grad()
-    def _prepare(
+    def _batches(
         self,
         retriever: RagRetriever,
         questions: list[str],
@@ -358,11 +343,30 @@ class RagPipeline:
         where: str | None,
         prior: str,
         given: list[list[Hit]] | None,
+    ) -> Iterator[_Prepared]:
+        """As many questions at once as their passages allow."""
+        k = self.model.config.n_docs if k is None else k
+        most = k if given is None else max(map(len, given))
+        size = questions_per_batch(self.model.generator.device, most)
+        for start in range(0, len(questions), size):
+            part = slice(start, start + size)
+            rows = None if given is None else given[part]
+            yield self._prepare(retriever, questions[part], k, search, where, prior, rows)
+
+    @torch.no_grad()
+    def _prepare(
+        self,
+        retriever: RagRetriever,
+        questions: list[str],
+        k: int,
+        search: str,
+        where: str | None,
+        prior: str,
+        given: list[list[Hit]] | None,
     ) -> _Prepared:
         """Find (or take) passages, score them, write their contexts."""
         if prior not in ("dense", "search"):
             raise InputError(f"prior is {prior!r}; choose 'dense' or 'search'.")
-        k = self.model.config.n_docs if k is None else k
         if k < 1:
             raise InputError(f"k is {k}; ask for at least 1 passage.")
         rag, device = self.model.rag, self.model.generator.device
