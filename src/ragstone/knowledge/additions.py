@@ -18,7 +18,7 @@ from ragstone.knowledge.storage import PassageStore, passage_schema, passage_tab
 
 __all__ = ["PIECE", "store_many"]
 
-PIECE = 8192
+PIECE = 2048
 """How many passages are held, encoded and written at once."""
 
 

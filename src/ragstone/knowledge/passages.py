@@ -6,7 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -26,6 +26,7 @@ __all__ = [
     "iter_passages",
     "record_fields",
     "split_text",
+    "stored_passage",
 ]
 
 
@@ -56,6 +57,17 @@ class Passage:
         if self.page is not None and not isinstance(self.page, int):
             raise InputError(f"page of passage {self.id!r} must be a whole number, not {_shorten(self.page)}")
         check_metadata(f"metadata of passage {self.id!r}", self.metadata)
+
+
+_PUT = [getattr(Passage, entry.name).__set__ for entry in fields(Passage)]
+
+
+def stored_passage(*values: Any) -> Passage:
+    """Return the passage with these ``values``, in the order of its fields; they were checked when they were stored."""
+    passage = Passage.__new__(Passage)
+    for put, value in zip(_PUT, values, strict=True):
+        put(passage, value)
+    return passage
 
 
 def check_text(name: str, value: object) -> None:

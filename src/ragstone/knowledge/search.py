@@ -29,7 +29,7 @@ EXACT_BELOW = 50_000
 
 _LEAST_CANDIDATES = 50
 _BREADTH = 4  # candidates per passage wanted, before anything was measured
-_BREADTHS = (2, 3, 4, 8, 16)
+_BREADTHS = (1.25, 1.5, 2, 3, 4, 8, 16)
 _FEW_ALLOWED = 2000  # rows that fulfil a predicate: they are all compared
 _REMEMBERED_PREDICATES = 8
 _DEEPEST = 10_000  # passages of a ranking that are looked through for other documents
@@ -143,7 +143,7 @@ class Searcher:
                 test = measure(store, way, lambda q, k, b: self._search_codes(store, q, _count(k, b)), _BREADTHS)
             else:
                 disk = self._disk_index(store)
-                test = measure(store, way, lambda q, k, b: disk.search(q, _count(k), b), disk.breadths)
+                test = measure(store, way, lambda q, k, b: disk.search(q, _count(k), int(b)), disk.breadths)
             write_self_test(self._folder, self._base_id, store, test)
             self._tests[store.version, way] = test
         return test
@@ -228,7 +228,7 @@ class Searcher:
         test = self.self_test(store)
         if way == "disk":
             disk = self._disk_index(store)
-            return disk.search(vectors, _count(k), test.breadth if test else disk.parts, where)
+            return disk.search(vectors, _count(k), int(test.breadth) if test else disk.parts, where)
         return list(self._search_codes(store, vectors, _count(k, test.breadth if test else _BREADTH), allowed))
 
     def _search_codes(
@@ -283,9 +283,9 @@ class Searcher:
             logger.warning("%s %s", self._folder, message)
 
 
-def _count(k: int, breadth: int = _BREADTH) -> int:
+def _count(k: int, breadth: float = _BREADTH) -> int:
     """Return how many candidates are rescored for ``k`` passages."""
-    return max(_LEAST_CANDIDATES, breadth * k)
+    return max(_LEAST_CANDIDATES, int(breadth * k))
 
 
 def _by_words(store: PassageStore, question: str, k: int, where: str | None) -> Ranking:
@@ -298,16 +298,11 @@ def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | N
     if min_score is not None:
         rankings = [ranking.at(np.flatnonzero(ranking.scores >= min_score)) for ranking in rankings]
     union = np.unique(np.concatenate([np.empty(0, np.uint64), *(ranking.row_ids for ranking in rankings)]))
-    passages, vectors = store.fetch_passages(union)
-    return [
-        [
-            Hit(passages[place], float(score), vectors[place], float(words))
-            for place, score, words in zip(
-                np.searchsorted(union, ranking.row_ids),
-                ranking.scores,
-                np.zeros(len(ranking.scores)) if ranking.keyword_scores is None else ranking.keyword_scores,
-                strict=True,
-            )
-        ]
-        for ranking in rankings
-    ]
+    passages, matrix = store.fetch_passages(union)
+    vectors = [*matrix]
+    hits = []
+    for ranking in rankings:
+        words = np.zeros(len(ranking.scores)) if ranking.keyword_scores is None else ranking.keyword_scores
+        rows = zip(np.searchsorted(union, ranking.row_ids).tolist(), ranking.scores.tolist(), words.tolist(), strict=True)
+        hits.append([Hit(passages[place], score, vectors[place], word) for place, score, word in rows])
+    return hits

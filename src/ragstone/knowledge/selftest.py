@@ -27,7 +27,7 @@ _K = 100
 _NOISE = 0.5  # length of the difference between a question and a stored vector, per length of that vector
 _CHANGED_SHARE = 0.25  # of the passages came or went since: what was measured holds no longer
 
-Candidates = Callable[[np.ndarray, int, int], Iterable[np.ndarray]]
+Candidates = Callable[[np.ndarray, int, float], Iterable[np.ndarray]]
 """Questions (B, D), k and breadth in, B arrays of row ids out."""
 
 
@@ -46,7 +46,7 @@ class SelfTest:
     """
 
     way: str
-    breadth: int
+    breadth: float
     recall: float
     k: int
     questions: int
@@ -54,7 +54,7 @@ class SelfTest:
     version: int
 
 
-def measure(store: PassageStore, way: str, candidates: Candidates, breadths: Sequence[int]) -> SelfTest:
+def measure(store: PassageStore, way: str, candidates: Candidates, breadths: Sequence[float]) -> SelfTest:
     """Compare ``candidates`` with exact search over all vectors; the least of the ``breadths`` that suffices is taken.
 
     It takes one pass over all vectors.
