@@ -125,7 +125,7 @@ class PassageStore:
         self.path = path
         self._dataset = dataset
         self._rows: tuple[int, Rows, MappedVectors] | None = None  # of a version, once they are needed
-        self._columns: tuple[int, pa.Schema] | None = None  # of a version: Lance makes them anew whenever it is asked
+        self._described: tuple[int, pa.Schema, int] | None = None  # columns and rows of a version
         self._guard = VersionGuard(path)
 
     @classmethod
@@ -174,15 +174,19 @@ class PassageStore:
         return int(self._dataset.version)
 
     def __len__(self) -> int:
-        with reading(self.path):
-            return int(self._dataset.count_rows())
+        return self._description()[1]
 
     @property
     def _schema(self) -> pa.Schema:
-        version = self.version
-        if self._columns is None or self._columns[0] != version:
-            self._columns = version, self._dataset.schema
-        return self._columns[1]
+        return self._description()[0]
+
+    def _description(self) -> tuple[pa.Schema, int]:
+        """Return columns and number of rows of this version, which Lance puts together anew whenever it is asked."""
+        described, version = self._described, self.version
+        if described is None or described[0] != version:
+            with reading(self.path):
+                self._described = described = version, self._dataset.schema, int(self._dataset.count_rows())
+        return described[1:]
 
     @property
     def width(self) -> int:
