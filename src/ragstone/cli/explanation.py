@@ -93,7 +93,9 @@ def _print_tokens(answer: Any) -> None:
                 line.append(shade * widths[t] + " ", style=colour)
             out.print(line)
     carried = np.argmax(posteriors, axis=0).tolist()
-    read = len(labels) - (not answer.text.endswith(answer.tokens[-1].strip()))  # the end of a sequence is none of its words
+    read = len(labels) - (
+        not answer.text.endswith(answer.tokens[-1].strip())
+    )  # the end of a sequence is none of its words
     text = Text("\n")
     for k, run in groupby(range(read), key=lambda t: carried[t]):
         text.append("".join(answer.tokens[t] for t in run), style=colours[k])

@@ -299,10 +299,10 @@ def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | N
         rankings = [ranking.at(np.flatnonzero(ranking.scores >= min_score)) for ranking in rankings]
     union = np.unique(np.concatenate([np.empty(0, np.uint64), *(ranking.row_ids for ranking in rankings)]))
     passages, matrix = store.fetch_passages(union)
-    vectors = [*matrix]
-    hits = []
+    vectors, hits = [*matrix], []
     for ranking in rankings:
         words = np.zeros(len(ranking.scores)) if ranking.keyword_scores is None else ranking.keyword_scores
-        rows = zip(np.searchsorted(union, ranking.row_ids).tolist(), ranking.scores.tolist(), words.tolist(), strict=True)
+        places = np.searchsorted(union, ranking.row_ids)
+        rows = zip(places.tolist(), ranking.scores.tolist(), words.tolist(), strict=True)
         hits.append([Hit(passages[place], score, vectors[place], word) for place, score, word in rows])
     return hits
