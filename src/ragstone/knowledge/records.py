@@ -14,7 +14,10 @@ from ragstone.errors import DocumentError, InputError
 from ragstone.knowledge.formats import MAX_BYTES, encoding_of
 from ragstone.knowledge.passages import record_fields
 
-__all__ = ["RECORD_READERS", "Record", "is_bulk", "plain"]
+__all__ = ["IN_PIECES", "RECORD_READERS", "Record", "is_bulk", "plain"]
+
+IN_PIECES: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
+"""How a Parquet file is opened that is not to be held as a whole: of a column a megabyte is read, and nothing kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, **IN_PIECES) as file:
             # Vectors and blobs are no text and would swell the metadata.
             names = [field.name for field in file.schema_arrow if not is_bulk(pa.types, field.type)]
             _check_columns(path, names)

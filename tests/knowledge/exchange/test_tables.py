@@ -109,6 +109,22 @@ def test_a_folder_of_parquet_is_one_collection_in_the_order_of_names(tmp_path):
     np.testing.assert_array_equal(vectors, VECTORS)
 
 
+@pytest.mark.parametrize("row_group_size", [1000, 20_000])
+def test_a_large_file_is_never_held_as_a_whole(tmp_path, row_group_size):
+    count, width = 20_000, 256
+    text = [f"passage {place}" for place in range(count)]
+    vectors = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.random.default_rng(0).random(count * width, np.float32)), width
+    )
+    path = tmp_path / "large.parquet"
+    pq.write_table(pa.table({"title": text, "text": text, "embeddings": vectors}), path, row_group_size=row_group_size)
+    del vectors
+    held, most = pa.total_allocated_bytes(), 0
+    for _ in open_source(path).chunks(1000):
+        most = max(most, pa.total_allocated_bytes() - held)
+    assert most < path.stat().st_size / 2
+
+
 def test_other_columns_are_kept(tmp_path):
     day = datetime.date(2020, 5, 22)
     more = {

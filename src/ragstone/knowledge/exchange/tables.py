@@ -21,14 +21,13 @@ from ragstone.errors import InputError
 from ragstone.knowledge.checks import unusable
 from ragstone.knowledge.exchange.chunks import Chunk, Source, build_chunk
 from ragstone.knowledge.exchange.faiss_files import FaissFile, faiss_if_installed
-from ragstone.knowledge.records import is_bulk, plain
+from ragstone.knowledge.records import IN_PIECES, is_bulk, plain
 
 __all__ = ["VECTORS", "table_source", "vector_matrix"]
 
 VECTORS = "embeddings"
 _ORIGIN = {"document_id": pa.types.is_string, "source": pa.types.is_string, "page": pa.types.is_integer}
 _REMEDY = "write it again"
-_BUFFER = 1 << 20  # bytes of a column that are read at once; without it, all of a row group
 
 
 def table_source(path: Path, kind: str, index: Path | None = None) -> Source:
@@ -265,7 +264,7 @@ def _arrow_batches(file: Path, names: list[str], rows: int) -> Iterator[pa.Recor
 
 def _parquet_batches(file: Path, names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(file, buffer_size=_BUFFER) as parquet:
+        with pq.ParquetFile(file, **IN_PIECES) as parquet:
             yield from parquet.iter_batches(batch_size=rows, columns=names)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, "parquet", error) from None
