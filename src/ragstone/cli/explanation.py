@@ -93,11 +93,9 @@ def _print_tokens(answer: Any) -> None:
                 line.append(shade * widths[t] + " ", style=colour)
             out.print(line)
     carried = np.argmax(posteriors, axis=0).tolist()
-    read = len(labels) - (
-        not answer.text.endswith(answer.tokens[-1].strip())
-    )  # the end of a sequence is none of its words
+    ended = not answer.text.endswith(answer.tokens[-1].strip())  # by a token that is none of its words
     text = Text("\n")
-    for k, run in groupby(range(read), key=lambda t: carried[t]):
+    for k, run in groupby(range(len(labels) - ended), key=lambda t: carried[t]):
         text.append("".join(answer.tokens[t] for t in run), style=colours[k])
         text.append(f"[{marks[k]}]", style="dim")
     out.print(text)
