@@ -40,9 +40,9 @@ _UNINDEXED_ROWS = 2048
 _SCAN_ROWS = 16_384
 _ALL_INDICES = 1_000_000
 _AGES = timedelta(days=365_000)
-_SCAN_BYTES = 32 << 20  # of vectors in a batch
+_SCAN_BYTES = 8 << 20  # of vectors in a batch
 _READ_AHEAD = 2  # batches
-_IO_BUFFER = 128 << 20
+_IO_BUFFER = 32 << 20
 _CACHES = {"index_cache_size_bytes": 512 << 20, "metadata_cache_size_bytes": 128 << 20}  # Lance's own: 6 GB and 1 GB
 _LISTED_IDS = 1000  # more are looked for by reading all ids, not by a predicate that lists them
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
