@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from knowledge import held
 from machine import describe
 
 TOLERANCE = 0.2
@@ -42,12 +43,6 @@ class Measured:
     quantised: float
     coarse: float
     on_disk: float
-
-
-def resident() -> float:
-    """Bytes that this process holds now, without the pages of mapped files, which the system can drop; needs /proc."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024.0
 
 
 def vectors(chance: np.random.Generator, basis: np.ndarray, count: int) -> np.ndarray:
@@ -93,7 +88,7 @@ def answer(folder: Path, memory: int) -> None:
     base = KnowledgeBase.open(folder, memory=memory)
     for question in np.random.default_rng(1).standard_normal((10, base.width)):
         base.search(vectors=question, k=10)
-    print(json.dumps({"way": base.dense_search, "memory": resident()}))
+    print(json.dumps({"way": base.dense_search, "memory": held("RssAnon")}))
 
 
 def prepare(folder: Path, memory: int) -> None:
@@ -158,6 +153,8 @@ def main() -> None:
     if options.prepare:
         return prepare(options.prepare, options.memory)
 
+    if not held("RssAnon"):
+        sys.exit("memory is read from /proc/self/status, which this system lacks; run this on Linux")
     from ragstone.knowledge import plan
 
     with tempfile.TemporaryDirectory() as work:
