@@ -80,7 +80,8 @@ def test_a_keyword_index_of_other_words_is_found(kb: KnowledgeBase, tmp_path: Pa
 
 
 def test_codes_of_other_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ragstone.knowledge.codes import _checksum
+    from ragstone.knowledge.axes import Axes
+    from ragstone.knowledge.codes import AXES_FILE, _checksum
 
     monkeypatch.setattr(search, "EXACT_BELOW", 0)
     bases = [filled(tmp_path / str(seed), low_dimensional(600, 16, seed))[0] for seed in (1, 2)]
@@ -89,7 +90,8 @@ def test_codes_of_other_vectors_are_found(tmp_path: Path, monkeypatch: pytest.Mo
         assert KnowledgeBase.check(base.path).sound
     (own,), (other,) = (list(base.path.glob("codes-*.tvim")) for base in bases)
     own.write_bytes(other.read_bytes())
-    wrong = own.rename(own.with_name(f"{own.name.rsplit('-', 1)[0]}-{_checksum(own)}.tvim"))
+    checksum = _checksum(own, Axes.load(own.parent / AXES_FILE))
+    wrong = own.rename(own.with_name(f"{own.name.rsplit('-', 1)[0]}-{checksum}.tvim"))
     (fault,) = KnowledgeBase.check(bases[0].path).faults
     assert (fault.file, fault.problem) == (wrong.name, "does not agree with the vectors")
     assert KnowledgeBase.check(bases[0].path, repair=True).sound

@@ -51,7 +51,7 @@ def grown(tmp_path):
 
 
 def forbid_building(monkeypatch):
-    monkeypatch.setattr(codes, "_build", lambda store, bits: pytest.fail("the codes were built anew"))
+    monkeypatch.setattr(codes, "_build", lambda *_: pytest.fail("the codes were built anew"))
 
 
 @pytest.mark.parametrize("reopened", [False, True])

@@ -109,6 +109,10 @@ def test_a_plan_is_the_sum_of_its_parts_and_grows_with_the_passages():
         small.words_bytes < large.words_bytes < 210 * small.words_bytes
     )  # the vocabulary does not grow as the text does
     assert plan(1000, 768).codes_bytes == 0
-    for wrong in ((-1, 3), (1, 0)):
+    half = plan(21_000_000, 768, axes=384)
+    assert half.codes_bytes == large.codes_bytes - 21_000_000 * 384 // 2
+    assert large.memory_bytes - half.memory_bytes == 21_000_000 * 384 // 2
+    assert (half.data_bytes, half.least_memory_bytes) == (large.data_bytes, large.least_memory_bytes)
+    for passages, width, axes in ((-1, 3, None), (1, 0, None), (1, 3, 0)):
         with pytest.raises(InputError, match="describe no base"):
-            plan(*wrong)
+            plan(passages, width, axes=axes)

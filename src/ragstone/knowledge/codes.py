@@ -1,7 +1,8 @@
 """Quantised vectors: 4 or 2 bits a number, searched by turbovec. What they find is rescored exactly (search.py).
 
-The codes are named by row id. Their file is a cache: it is used only if its name says that it belongs to this base and
-its checksum is right; then the rows that differ between its version and this one are patched in.
+What is quantised is how far each vector goes along the principal axes of all of them (axes.py). The codes are named by
+row id. Their file is a cache: it is used only if its name says that it belongs to this base and its checksum, taken with
+that of the axes, is right; then the rows that differ between its version and this one are patched in.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import KnowledgeBaseError
+from ragstone.knowledge.axes import Axes
 from ragstone.knowledge.storage import PassageStore
 
-__all__ = ["BITS", "Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
+__all__ = ["AXES_FILE", "BITS", "Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
 
 BITS = (4, 2)
 """Of a number; the less where the more would not fit."""
 
+AXES_FILE = "axes.npy"
+
 _ROW_BYTES = 80  # the length of the vector, its row id and where it lies, in turbovec and here
+_SAMPLE_ROWS = 4096  # the axes are made from
 _CALIBRATION_ROWS = 1024
 _REBUILD_SHARE = 0.25  # of the rows differ: patching would cost more, and the calibration would no longer fit
 _SAVE_SHARE = 0.02  # of the rows differ from the file: worth writing it anew
@@ -43,6 +48,7 @@ class Codes:
 
     Attributes:
         index: turbovec's index, ids being row ids.
+        axes: along which the vectors were quantised.
         row_ids: those ids, sorted (N,).
         stamps: the versions that last wrote those rows (N,). The same id with the same stamp has the same vector.
         version: the version they show.
@@ -50,6 +56,7 @@ class Codes:
     """
 
     index: Any
+    axes: Axes
     row_ids: np.ndarray
     stamps: np.ndarray
     version: int
@@ -64,13 +71,18 @@ class Codes:
         """Return the row ids (B, n), n <= ``count``, of about the nearest to ``questions`` (B, D), best first."""
         if not len(self.row_ids if allowed is None else allowed):
             return np.empty((len(questions), 0), np.uint64)
-        found: np.ndarray = self.index.search(_pad(questions), min(count, len(self.row_ids)), allowlist=allowed)[1]
+        # No matmul: BLAS's threads would go on waiting for more, on the cores that the search needs.
+        coordinates = np.einsum("nd,da->na", questions.astype(np.float32), self.axes.matrix)
+        found: np.ndarray = self.index.search(coordinates, min(count, len(self.row_ids)), allowlist=allowed)[1]
         return found
 
 
 def codes_bytes(count: int, width: int, bits: int = 4) -> int:
-    """Return about how much memory the codes of ``count`` vectors of ``width`` numbers take, row ids included."""
-    return count * (-(-width // 8) * bits + _ROW_BYTES)
+    """Return about how much memory codes of ``count`` times ``width`` numbers take, row ids included.
+
+    With the width of the vectors that is the most: where fewer axes do, there are fewer numbers.
+    """
+    return count * (-(-width // 32) * 4 * bits + _ROW_BYTES)
 
 
 def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None, bits: int) -> Codes:
@@ -81,7 +93,7 @@ def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes |
         return held
     codes = held or _load(folder, base_id, store, bits)
     if codes is None or not _patch(codes, store):
-        codes = _build(store, bits)
+        codes = _build(store, bits, codes.axes if codes else Axes.load(folder / AXES_FILE))
     if codes.unsaved is None or codes.unsaved > _SAVE_SHARE * len(codes.row_ids):
         with contextlib.suppress(OSError):  # a folder that cannot be written to has no cache
             _save(codes, folder, base_id)
@@ -92,16 +104,17 @@ def code_faults(folder: Path, store: PassageStore) -> Iterator[tuple[Path, str]]
     """Yield the code files that are damaged, and those that do not agree with the vectors of ``store``, with why."""
     from turbovec import IdMapIndex
 
+    axes = Axes.load(folder / AXES_FILE)
     for path in sorted(folder.glob("codes-*.tvim")):
         name = _FILE_NAME.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):  # another process has replaced it
-            if name is None or _checksum(path) != name["checksum"]:
-                yield path, "is damaged: its checksum is not the one in its name"
-            elif int(name["version"]) == store.version and not _agree(IdMapIndex.load(str(path)), store):
+            if name is None or axes is None or _checksum(path, axes) != name["checksum"]:
+                yield path, f"is damaged: its checksum, taken with {AXES_FILE}, is not the one in its name"
+            elif int(name["version"]) == store.version and not _agree(IdMapIndex.load(str(path)), axes, store):
                 yield path, "does not agree with the vectors"
 
 
-def _agree(index: Any, store: PassageStore) -> bool:
+def _agree(index: Any, axes: Axes, store: PassageStore) -> bool:
     """Return whether the inner products by codes are about those of the vectors, in a sample."""
     row_ids = store.row_ids()
     sample = np.sort(np.random.default_rng(0).choice(row_ids, min(_AGREEMENT_ROWS, len(row_ids)), replace=False))
@@ -109,7 +122,7 @@ def _agree(index: Any, store: PassageStore) -> bool:
         return len(index) == len(row_ids)
     vectors = store.fetch_vectors(sample)[1]
     try:
-        scores, found = index.search(_pad(vectors), len(sample), allowlist=sample)
+        scores, found = index.search(axes.along(vectors), len(sample), allowlist=sample)
     except (KeyError, ValueError, RuntimeError):  # it lacks some of them
         return False
     exact = np.take_along_axis(vectors @ vectors.T, np.searchsorted(sample, found), axis=1)
@@ -118,23 +131,26 @@ def _agree(index: Any, store: PassageStore) -> bool:
     return bool((np.abs(scores - exact) <= bounds + np.finfo(np.float32).tiny).mean() > 0.99)
 
 
-def _pad(vectors: np.ndarray) -> np.ndarray:
-    """Return (n, D) vectors with zeros up to the next multiple of 8 numbers, as turbovec wants them."""
-    missing = -vectors.shape[1] % 8
-    return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors, np.float32)
-
-
-def _build(store: PassageStore, bits: int) -> Codes:
+def _build(store: PassageStore, bits: int, axes: Axes | None) -> Codes:
+    """Quantise all vectors of ``store``, along ``axes`` if these suit them, else along new ones."""
     from turbovec import IdMapIndex
 
     row_ids, stamps = store.row_stamps()
-    index = IdMapIndex(dim=-(-store.width // 8) * 8, bit_width=bits)
-    sample = np.random.default_rng(0).choice(row_ids, min(_CALIBRATION_ROWS, len(row_ids)), replace=False)
+    sample = _sample(store, row_ids, _SAMPLE_ROWS)
+    if axes is None or len(axes.matrix) != store.width or not axes.suit(sample):
+        axes = Axes.of(sample)
+    index = IdMapIndex(dim=axes.matrix.shape[1], bit_width=bits)
     if len(sample) > 1:
-        index.calibrate(_pad(store.vectors_of(sample)))
+        index.calibrate(axes.along(sample[:: -(-len(sample) // _CALIBRATION_ROWS)]))
     for block_ids, vectors in store.vectors():
-        index.add_with_ids(_pad(vectors), block_ids)
-    return Codes(index, row_ids, stamps, store.version)
+        index.add_with_ids(axes.along(vectors), block_ids)
+    return Codes(index, axes, row_ids, stamps, store.version)
+
+
+def _sample(store: PassageStore, row_ids: np.ndarray, count: int) -> np.ndarray:
+    """Return the vectors (n, D) of at most ``count`` of ``row_ids`` (N,), drawn at random."""
+    chosen = np.random.default_rng(0).choice(row_ids, min(count, len(row_ids)), replace=False)
+    return store.vectors_of(np.sort(chosen))
 
 
 def _patch(codes: Codes, store: PassageStore) -> bool:
@@ -147,11 +163,13 @@ def _patch(codes: Codes, store: PassageStore) -> bool:
     differing = len(changed) + len(removed)
     if differing > _REBUILD_SHARE * len(row_ids):
         return False
+    if len(changed) and not codes.axes.suit(_sample(store, row_ids, _CALIBRATION_ROWS)):
+        return False
     for row_id in [*removed.tolist(), *changed.tolist()]:
         codes.index.remove(row_id)  # does nothing for an id that is new
     for start in range(0, len(changed), _BLOCK_ROWS):
         block_ids = changed[start : start + _BLOCK_ROWS]
-        codes.index.add_with_ids(_pad(store.vectors_of(block_ids)), block_ids)
+        codes.index.add_with_ids(codes.axes.along(store.vectors_of(block_ids)), block_ids)
     codes.row_ids, codes.stamps, codes.version = row_ids, stamps, store.version
     if codes.unsaved is not None:
         codes.unsaved += differing
@@ -173,33 +191,47 @@ def _load(folder: Path, base_id: str, store: PassageStore, bits: int) -> Codes |
     """Return the codes of the newest sound file of as many ``bits``, or None."""
     from turbovec import IdMapIndex
 
+    axes = Axes.load(folder / AXES_FILE)
+    if axes is None:
+        return None
     for version, checksum, path in _files(folder, base_id, bits):
         # A file may vanish as another process replaces it, and the version it shows may have been cleaned up.
         with contextlib.suppress(OSError, ValueError, KnowledgeBaseError):
-            if _checksum(path) == checksum:
+            if _checksum(path, axes) == checksum:
                 index = IdMapIndex.load(str(path))
                 shown = store if version == store.version else PassageStore.open(folder, store.width, version)
                 row_ids, stamps = shown.row_stamps()
                 if len(index) == len(row_ids) and index.bit_width == bits:
-                    return Codes(index, row_ids, stamps, version, unsaved=0)
+                    return Codes(index, axes, row_ids, stamps, version, unsaved=0)
     return None
 
 
 def _save(codes: Codes, folder: Path, base_id: str) -> None:
-    """Write the codes to a file of their own and remove the older ones of as many bits, unless there is a newer one."""
-    if any(version > codes.version for version, _, _ in _files(folder, base_id, codes.bits)):
+    """Write the codes to a file of their own, unless there is a newer one, and remove those that it takes the place of.
+
+    These are the older ones of as many bits, and all that are of other axes.
+    """
+    held = Axes.load(folder / AXES_FILE)
+    new_axes = held is None or not np.array_equal(held.matrix, codes.axes.matrix)
+    replaced = None if new_axes else codes.bits
+    if any(version > codes.version for version, _, _ in _files(folder, base_id, replaced)):
         return
     _drop_partial_files(folder)
-    partial = folder / f".codes.{os.getpid()}"
+    partial, partial_axes = (folder / f".codes.{os.getpid()}{suffix}" for suffix in ("", ".axes"))
+    suffix = "" if codes.bits == 4 else "-2bit"
     try:
         codes.index.write(str(partial))
-        suffix = "" if codes.bits == 4 else "-2bit"
-        partial.replace(folder / f"codes-{base_id}-{codes.version}-{_checksum(partial)}{suffix}.tvim")
+        file = folder / f"codes-{base_id}-{codes.version}-{_checksum(partial, codes.axes)}{suffix}.tvim"
+        if new_axes:
+            codes.axes.save(partial_axes)
+            partial_axes.replace(folder / AXES_FILE)
+        partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+        partial_axes.unlink(missing_ok=True)
     codes.unsaved = 0
-    for version, _, path in _files(folder, base_id, codes.bits):
-        if version < codes.version:
+    for version, _, path in _files(folder, base_id, replaced):
+        if path != file and version <= codes.version:
             path.unlink(missing_ok=True)
 
 
@@ -227,8 +259,9 @@ def _drop_partial_files(folder: Path) -> None:
                 partial.unlink()
 
 
-def _checksum(path: Path) -> str:
-    checksum = 0
+def _checksum(path: Path, axes: Axes) -> str:
+    """Return the checksum of the file ``path`` of codes and of the axes along which they are."""
+    checksum = zlib.crc32(axes.matrix.tobytes())
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)

@@ -35,8 +35,10 @@ _CODE_ROW_BYTES = 12  # of a row in the file of codes: its id and length
 # In memory, counted.
 _ROW_MEMORY = 24  # of a passage: its row id, which version wrote it, and where it lies
 _READING_ROW_MEMORY = 400  # of a passage that waits to be encoded: its id, and its document's
-_PROCESS_MEMORY = 400_000_000  # Python, Lance, Arrow and blocks of vectors on their way
-_INDEX_CACHE = 64_000_000  # the least that the index on disk needs
+_PROCESS_MEMORY = 200_000_000  # Python, Lance and Arrow
+_INDEX_CACHE = (
+    128_000_000  # the least that the index on disk needs, half for parts of it and half for what describes them
+)
 
 _SAMPLE_DOCUMENTS = 200
 _SAMPLE_SECONDS = 10.0
@@ -77,19 +79,25 @@ class Plan:
         return self.data_bytes + self.words_bytes + self.codes_bytes
 
 
-def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
+def plan(passages: int, width: int, *, text_bytes: float = 600.0, axes: int | None = None) -> Plan:
     """Return what a base of ``passages`` with vectors of ``width`` takes, each having ``text_bytes`` of title and text.
+
+    Codes are of how far a vector goes along each of ``axes`` (see `KnowledgeBaseInfo`); without that, of ``width``, the
+    most there can be.
 
     >>> wikipedia = plan(21_000_000, 768)
     >>> round(wikipedia.disk_bytes / 1e9), round(wikipedia.memory_bytes / 1e9, 1)
-    (85, 10.6)
+    (85, 10.4)
     >>> round(wikipedia.coarse_memory_bytes / 1e9, 1), round(wikipedia.least_memory_bytes / 1e9, 1)
-    (6.6, 1.0)
+    (6.4, 0.8)
     """
-    if passages < 0 or width < 1:
-        raise InputError(f"passages={passages} and width={width} describe no base; give counts from 0 and from 1 up")
+    axes = width if axes is None else axes
+    if passages < 0 or width < 1 or axes < 1:
+        raise InputError(
+            f"passages={passages}, width={width} and axes={axes} describe no base; give counts from 0, 1 and 1 up"
+        )
     text = passages * text_bytes
-    codes = 0 if passages < EXACT_BELOW else passages * (-(-width // 8) * 4 + _CODE_ROW_BYTES)
+    codes = 0 if passages < EXACT_BELOW else passages * (-(-axes // 32) * 16 + _CODE_ROW_BYTES)
     rows = _PROCESS_MEMORY + (_ROW_MEMORY * passages if codes else 0)
     return Plan(
         passages=passages,
@@ -97,8 +105,8 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0) -> Plan:
         data_bytes=round(passages * 4 * width + _TEXT_SHARE * text),
         words_bytes=round(_WORDS_SHARE * text + _VOCABULARY_BYTES * passages**_VOCABULARY_GROWTH),
         codes_bytes=codes,
-        memory_bytes=rows + (codes_bytes(passages, width) if codes else 0),
-        coarse_memory_bytes=rows + (codes_bytes(passages, width, 2) if codes else 0),
+        memory_bytes=rows + (codes_bytes(passages, axes) if codes else 0),
+        coarse_memory_bytes=rows + (codes_bytes(passages, axes, 2) if codes else 0),
         least_memory_bytes=rows + _INDEX_CACHE if codes else rows,
     )
 

@@ -7,6 +7,7 @@ A knowledge base is a folder::
     passages.lance/    every passage and its vector (storage.py)
     reencode.lance/    vectors of another encoder, while they are being made (reencoding.py)
     codes-*.tvim       quantised vectors: a cache, rebuilt when missing (codes.py)
+    axes.npy           the axes along which they are
     write.lock         held by the one process that writes
     leases/            which versions are being read (leases.py)
     removing.json      versions that are being removed (history.py), while they are

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 __all__ = ["MappedVectors"]
 
@@ -22,19 +23,19 @@ _CHECKED_ROWS = 4
 
 @dataclass(frozen=True)
 class _Pages:
-    """The vectors of one fragment: the first row of each page (p,), and the pages, each (m, D)."""
+    """The vectors of one fragment: the first row of each page (p,), where that lies in its file, and the file's numbers.
+
+    Places are counted in numbers of 4 bytes, and ``windows`` (n, D) has the D numbers from each place on.
+    """
 
     starts: np.ndarray
-    pages: list[np.ndarray]
+    places: np.ndarray
+    windows: np.ndarray
 
     def take(self, offsets: np.ndarray) -> np.ndarray:
         """Return the vectors (n, D) of the rows ``offsets`` (n,) of the fragment."""
-        taken = np.empty((len(offsets), self.pages[0].shape[1]), np.float32)
-        places = np.searchsorted(self.starts, offsets, side="right") - 1
-        order = np.argsort(places, kind="stable")
-        pages, firsts = np.unique(places[order], return_index=True)
-        for page, rows in zip(pages.tolist(), np.split(order, firsts[1:]), strict=True):
-            taken[rows] = self.pages[page][offsets[rows] - self.starts[page]]
+        pages = np.searchsorted(self.starts, offsets, side="right") - 1
+        taken: np.ndarray = self.windows[self.places[pages] + (offsets - self.starts[pages]) * self.windows.shape[1]]
         return taken
 
 
@@ -65,6 +66,8 @@ class MappedVectors:
             if fragment not in self._opened:
                 self._opened[fragment] = self._open(fragment, row_ids[mine], offsets[mine])
             pages = self._opened[fragment]
+            if pages is not None and mine.all():
+                return pages.take(offsets)
             if pages is None:
                 unread |= mine
             else:
@@ -102,10 +105,10 @@ class MappedVectors:
                 return None
             column = file.column_indices[list(file.fields).index(self._field)]
             described = LanceFileReader(str(path)).metadata().columns[column].pages
-            whole = _map_file(path)
+            numbers = _map_file(path)
         except (OSError, ValueError):
             return None
-        counts, pages = [], []
+        counts, places = [], []
         for page in described:
             encoding = str(page.encoding)
             if len(page.buffers) != 1 or not all(sign in encoding for sign in _PLAIN):
@@ -115,16 +118,16 @@ class MappedVectors:
             if rest or not count or position % 4 or f"num_items: {count}," not in encoding:
                 return None
             counts.append(count)
-            pages.append(whole[position : position + size].view(np.float32).reshape(count, self._width))
+            places.append(position // 4)
         if sum(counts) != rows:
             return None
-        return _Pages(np.cumsum([0, *counts[:-1]]), pages)
+        return _Pages(np.cumsum([0, *counts[:-1]]), np.array(places), sliding_window_view(numbers, self._width))
 
 
 def _map_file(path: Path) -> np.ndarray:
-    """Return the bytes (n,) of a file, of which only what is looked at is read."""
+    """Return a file as numbers (n,) of 4 bytes, of which only what is looked at is read."""
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)  # or each vector would bring its neighbours from the disk
-    return np.frombuffer(mapped, np.uint8)
+    return np.frombuffer(mapped, np.float32, len(mapped) // 4)
