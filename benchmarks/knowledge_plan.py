@@ -7,8 +7,8 @@ processes open the base and answer questions, with memory for codes of 4 bits, o
 Measured are bytes on disk (without that index), seconds to build until the first answer, what that holds at most, and what
 the processes that answer hold, without mapped files (`/proc`, so on Linux). The smaller size, with what an empty base
 takes, says what the larger will take; the deviation from what it does take is printed, and so is that of
-`ragstone.knowledge.plan`. The target is extrapolated from both sizes, but for the memory with the index on disk, whose
-caches end at a bound: there the plan alone speaks. Exits with 1 if a deviation is above 20 %.
+`ragstone.knowledge.plan`. The target is extrapolated from both sizes, but for the memory to build and that with the index on
+disk, which end at a bound. Exits with 1 if a deviation is above 20 %.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def along(first: Measured, second: Measured, passages: int) -> Measured:
     share = (passages - first.passages) / (second.passages - first.passages)
     a, b = asdict(first), asdict(second)
     values = {name: a[name] + share * (b[name] - a[name]) for name in a}
-    return Measured(**(values | {"passages": passages, "on_disk": math.nan}))
+    return Measured(**(values | {"passages": passages, "building": math.nan, "on_disk": math.nan}))
 
 
 def row(name: str, at: Measured) -> str:
