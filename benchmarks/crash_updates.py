@@ -2,7 +2,8 @@
 
 What a base may hold is known: a passage is made from its id and from the number of the operation that wrote it, and every
 operation is one whole step from one state (which operation wrote which passage, and the width of the vectors) to another.
-The states are written to a file before an operation begins; a reader that finds any other has found a fault.
+The states are written to a file before an operation begins; a reader that finds any other has found a fault. Readers keep
+codes of the vectors too, as of a large base, and write them beside it while others do.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import KnowledgeBaseError
-from ragstone.knowledge import KnowledgeBase, Passage
+from ragstone.knowledge import KnowledgeBase, Passage, search
 from ragstone.testing import ToyEncoder
 
 KINDS = ("add", "upsert", "delete", "compact", "reindex")
@@ -83,7 +84,8 @@ def examine(base: KnowledgeBase) -> tuple[State, list[str]]:
     question = encoder(base.width).encode_questions([QUESTION])[0]
     faults = []
     state: State = {}
-    for hit in base.search(vectors=question, k=ALL, search="exact"):
+    exact = base.search(vectors=question, k=ALL, search="exact")
+    for hit in exact:
         written_by = hit.passage.metadata["written_by"]
         if hit.passage.id in state:
             faults.append(f"{hit.passage.id} is returned twice")
@@ -96,6 +98,10 @@ def examine(base: KnowledgeBase) -> tuple[State, list[str]]:
             faults.append(f"{hit.passage.id} has the score {hit.score}, not {score}")
     if len(state) != len(base):
         faults.append(f"{len(state)} passages are found of {len(base)}")
+    scores = {hit.passage.id: hit.score for hit in exact}
+    for hit, best in zip(base.search(vectors=question, k=3), exact, strict=False):  # by codes, rescored
+        if hit.score != scores.get(hit.passage.id) or hit.score != best.score:
+            faults.append(f"{hit.passage.id} is found by codes with {hit.score}, {best.passage.id} with {best.score}")
     for written_by in sorted(set(state.values()))[-3:]:
         found = {hit.passage.id for hit in base.search(f"marker{written_by}", k=ALL, search="keyword")}
         if found != {id_ for id_, writer in state.items() if writer == written_by}:
@@ -135,6 +141,7 @@ def read(folder: str, states: str, stop: str, seed: str) -> None:
     chance = random.Random(int(seed))
     told: dict[str, Any] = {"reads": 0, "pinned": 0, "faults": [], "errors": []}
     seen: dict[int, str] = {}
+    search.EXACT_BELOW = 0
     newest = KnowledgeBase.open(folder)
     print("reading", flush=True)
     while not Path(stop).exists():
