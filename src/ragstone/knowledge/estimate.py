@@ -36,9 +36,7 @@ _CODE_ROW_BYTES = 12  # of a row in the file of codes: its id and length
 _ROW_MEMORY = 24  # of a passage: its row id, which version wrote it, and where it lies
 _READING_ROW_MEMORY = 400  # of a passage that waits to be encoded: its id, and its document's
 _PROCESS_MEMORY = 200_000_000  # Python, Lance and Arrow
-_INDEX_CACHE = (
-    128_000_000  # the least that the index on disk needs, half for parts of it and half for what describes them
-)
+_INDEX_CACHE = 128_000_000  # the least for the index on disk: half for its parts, half for what describes files
 
 _SAMPLE_DOCUMENTS = 200
 _SAMPLE_SECONDS = 10.0
