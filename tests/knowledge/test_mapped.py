@@ -22,7 +22,7 @@ def held(kb) -> dict[str, list[float]]:
 
 def check(kb) -> None:
     row_ids = np.random.default_rng(0).permutation(kb._store.row_ids())
-    ids, vectors = kb._store.fetch_vectors(row_ids)
+    ids, vectors = kb._store.ids_of(row_ids), kb._store.vectors_of(row_ids)
     assert dict(zip(ids, vectors.tolist(), strict=True)) == held(kb)
     assert len(ids) == len(kb)
 

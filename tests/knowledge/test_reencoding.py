@@ -68,7 +68,8 @@ def check_version(path, version=None):
     """Every vector of a version is that of its passage by the encoder that the version names; return its name."""
     name = KnowledgeBase.open(path, version=version).info().encoder["name"]
     kb = KnowledgeBase.open(path, version=version, encoder=encoders()[name])
-    ids, vectors = kb._store.fetch_vectors(kb._store.row_ids())
+    rows = kb._store.row_ids()
+    ids, vectors = kb._store.ids_of(rows), kb._store.vectors_of(rows)
     expected = encoders()[name].encode_passages([(p.title, p.text) for p in kb.get(ids)])
     np.testing.assert_array_equal(vectors, expected)
     assert kb.width == kb.info().width == vectors.shape[1]

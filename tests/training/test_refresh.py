@@ -57,7 +57,8 @@ def test_retrieval_goes_on_with_the_old_vectors_and_moves_when_polled(kb, encode
     assert (found(kb), kb.version) == (before, version)
     kb.refresh()
     assert (kb.width, kb.version) == (32, new)
-    ids, vectors = kb._store.fetch_vectors(kb._store.row_ids())
+    rows = kb._store.row_ids()
+    ids, vectors = kb._store.ids_of(rows), kb._store.vectors_of(rows)
     wide = load_encoder(encoders / "wide", dtype="float32")
     np.testing.assert_allclose(vectors, wide.encode_passages([(p.title, p.text) for p in kb.get(ids)]), atol=1e-5)
 

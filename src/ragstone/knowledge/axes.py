@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Axes"]
+__all__ = ["Axes", "padded"]
 
 _TAIL = 0.01  # of the vectors may keep less than is asked: what is rare among the passages is to be found too
 _SHARE = 0.9  # of the squared length that the others keep
@@ -38,9 +38,8 @@ class Axes:
         kept = np.cumsum((units[held_out] @ directions) ** 2, axis=1)
         enough = np.quantile(kept, _TAIL, axis=0) >= _SHARE if len(kept) else np.zeros(width, bool)
         count = int(np.argmax(enough)) + 1 if enough.any() else width
-        padded = -(-count // _MULTIPLE) * _MULTIPLE
-        matrix = np.zeros((width, padded), np.float32)
-        matrix[:, : min(padded, width)] = directions[:, :padded]
+        matrix = np.zeros((width, padded(count)), np.float32)
+        matrix[:, : min(matrix.shape)] = directions[:, : matrix.shape[1]]
         return cls(matrix)
 
     @classmethod
@@ -69,6 +68,11 @@ class Axes:
         """Return whether 99 % of ``vectors`` (n, D) keep 85 % of their squared length."""
         kept = (self.along(_units(vectors)) ** 2).sum(axis=1)
         return not len(kept) or bool(np.quantile(kept, _TAIL) >= _SHARE_LATER)
+
+
+def padded(count: int) -> int:
+    """Return how many numbers of a vector are quantised where it takes ``count`` axes: the next multiple of 32."""
+    return -(-count // _MULTIPLE) * _MULTIPLE
 
 
 def _units(vectors: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ragstone.errors import KnowledgeBaseError
-from ragstone.knowledge.axes import Axes
+from ragstone.knowledge.axes import Axes, padded
 from ragstone.knowledge.storage import PassageStore
 
 __all__ = ["AXES_FILE", "BITS", "Codes", "code_faults", "codes_bytes", "current_codes", "drop_stale_files", "move_file"]
@@ -82,7 +82,7 @@ def codes_bytes(count: int, width: int, bits: int = 4) -> int:
 
     With the width of the vectors that is the most: where fewer axes do, there are fewer numbers.
     """
-    return count * (-(-width // 32) * 4 * bits + _ROW_BYTES)
+    return count * (padded(width) * bits // 8 + _ROW_BYTES)
 
 
 def current_codes(folder: Path, base_id: str, store: PassageStore, held: Codes | None, bits: int) -> Codes:
@@ -117,10 +117,9 @@ def code_faults(folder: Path, store: PassageStore) -> Iterator[tuple[Path, str]]
 def _agree(index: Any, axes: Axes, store: PassageStore) -> bool:
     """Return whether the inner products by codes are about those of the vectors, in a sample."""
     row_ids = store.row_ids()
-    sample = np.sort(np.random.default_rng(0).choice(row_ids, min(_AGREEMENT_ROWS, len(row_ids)), replace=False))
+    sample, vectors = _sample(store, row_ids, _AGREEMENT_ROWS)
     if len(index) != len(row_ids) or not len(sample):
         return len(index) == len(row_ids)
-    vectors = store.fetch_vectors(sample)[1]
     try:
         scores, found = index.search(axes.along(vectors), len(sample), allowlist=sample)
     except (KeyError, ValueError, RuntimeError):  # it lacks some of them
@@ -136,7 +135,7 @@ def _build(store: PassageStore, bits: int, axes: Axes | None) -> Codes:
     from turbovec import IdMapIndex
 
     row_ids, stamps = store.row_stamps()
-    sample = _sample(store, row_ids, _SAMPLE_ROWS)
+    sample = _sample(store, row_ids, _SAMPLE_ROWS)[1]
     if axes is None or len(axes.matrix) != store.width or not axes.suit(sample):
         axes = Axes.of(sample)
     index = IdMapIndex(dim=axes.matrix.shape[1], bit_width=bits)
@@ -147,10 +146,10 @@ def _build(store: PassageStore, bits: int, axes: Axes | None) -> Codes:
     return Codes(index, axes, row_ids, stamps, store.version)
 
 
-def _sample(store: PassageStore, row_ids: np.ndarray, count: int) -> np.ndarray:
-    """Return the vectors (n, D) of at most ``count`` of ``row_ids`` (N,), drawn at random."""
-    chosen = np.random.default_rng(0).choice(row_ids, min(count, len(row_ids)), replace=False)
-    return store.vectors_of(np.sort(chosen))
+def _sample(store: PassageStore, row_ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most ``count`` of ``row_ids`` (N,), drawn at random and sorted (n,), and their vectors (n, D)."""
+    chosen = np.sort(np.random.default_rng(0).choice(row_ids, min(count, len(row_ids)), replace=False))
+    return chosen, store.vectors_of(chosen)
 
 
 def _patch(codes: Codes, store: PassageStore) -> bool:
@@ -163,7 +162,7 @@ def _patch(codes: Codes, store: PassageStore) -> bool:
     differing = len(changed) + len(removed)
     if differing > _REBUILD_SHARE * len(row_ids):
         return False
-    if len(changed) and not codes.axes.suit(_sample(store, row_ids, _CALIBRATION_ROWS)):
+    if len(changed) and not codes.axes.suit(_sample(store, row_ids, _CALIBRATION_ROWS)[1]):
         return False
     for row_id in [*removed.tolist(), *changed.tolist()]:
         codes.index.remove(row_id)  # does nothing for an id that is new
@@ -217,7 +216,7 @@ def _save(codes: Codes, folder: Path, base_id: str) -> None:
     if any(version > codes.version for version, _, _ in _files(folder, base_id, replaced)):
         return
     _drop_partial_files(folder)
-    partial, partial_axes = (folder / f".codes.{os.getpid()}{suffix}" for suffix in ("", ".axes"))
+    partial, partial_axes = (folder / f".codes.{os.getpid()}{kind}" for kind in ("", ".axes"))
     suffix = "" if codes.bits == 4 else "-2bit"
     try:
         codes.index.write(str(partial))

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from ragstone.errors import InputError, MissingExtraError
+from ragstone.knowledge.axes import padded
 from ragstone.knowledge.codes import codes_bytes
 from ragstone.knowledge.documents import Document, Skipped, find_files, read_file
 from ragstone.knowledge.encoding import TextEncoder, encode_passages
@@ -95,7 +96,7 @@ def plan(passages: int, width: int, *, text_bytes: float = 600.0, axes: int | No
             f"passages={passages}, width={width} and axes={axes} describe no base; give counts from 0, 1 and 1 up"
         )
     text = passages * text_bytes
-    codes = 0 if passages < EXACT_BELOW else passages * (-(-axes // 32) * 16 + _CODE_ROW_BYTES)
+    codes = 0 if passages < EXACT_BELOW else passages * (padded(axes) // 2 + _CODE_ROW_BYTES)
     rows = _PROCESS_MEMORY + (_ROW_MEMORY * passages if codes else 0)
     return Plan(
         passages=passages,

@@ -297,10 +297,6 @@ class PassageStore:
             raise self._lacks_rows()
         return table
 
-    def fetch_vectors(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Return the passage ids and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        return self.ids_of(row_ids), self.vectors_of(row_ids)
-
     def fetch_passages(self, row_ids: np.ndarray) -> tuple[list[Passage], np.ndarray]:
         """Return the passages and the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
         return self.passages_of(row_ids), self.vectors_of(row_ids)
