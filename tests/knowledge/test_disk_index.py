@@ -100,13 +100,13 @@ def test_other_vectors_have_no_old_index(tmp_path):
     assert kb.dense_search == "disk"
     kb.reencode(ToyEncoder(width=40))
     assert kb.dense_search == "exact"
-    questions = [f"word{i}" for i in range(0, 1500, 37)]
+    questions = [f"word{i} word{i % 7}" for i in range(0, 1500, 37)]  # near to passages: these have no clusters
     expected = kb.search(questions, k=5, search="exact")
     assert kb.search(questions, k=5) == expected
     assert kb.prepare() is not None
     assert kb.dense_search == "disk"
     pairs = zip(kb.search(questions, k=5), expected, strict=True)
-    assert np.mean([len(dict(found(hits)).keys() & dict(found(best)).keys()) / 5 for hits, best in pairs]) >= 0.9
+    assert np.mean([len(dict(found(hits)).keys() & dict(found(best)).keys()) / 5 for hits, best in pairs]) >= 0.97
 
 
 def test_one_that_is_damaged_is_named_and_repaired(base):
