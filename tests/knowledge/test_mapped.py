@@ -1,4 +1,4 @@
-"""Vectors read from their place in Lance's files against those that Lance reads."""
+"""Vectors and texts read from their place in Lance's files against those that Lance reads."""
 
 from dataclasses import replace
 
@@ -7,24 +7,24 @@ import pytest
 from vectors import filled, low_dimensional
 
 from ragstone.errors import KnowledgeBaseError
-from ragstone.knowledge import Passage, mapped
+from ragstone.knowledge import KnowledgeBase, Passage, mapped, storage
 
 
-def mapping(kb) -> mapped.MappedVectors:
-    return kb._store._all_rows()[1]
-
-
-def held(kb) -> dict[str, list[float]]:
-    """All vectors by id, as a scan of Lance's reads them."""
-    table = kb._store.scan(["id", kb._store.vector_name])
-    return dict(zip(table["id"].to_pylist(), table[kb._store.vector_name].to_pylist(), strict=True))
+def opened(kb, column: str) -> dict[int, object]:
+    """The fragments whose files were looked at for a column, None for those left to Lance."""
+    return kb._store._all_rows()[1][column]._opened
 
 
 def check(kb) -> None:
+    """Compare all rows with what a scan of Lance's reads."""
     row_ids = np.random.default_rng(0).permutation(kb._store.row_ids())
-    ids, vectors = kb._store.ids_of(row_ids), kb._store.vectors_of(row_ids)
-    assert dict(zip(ids, vectors.tolist(), strict=True)) == held(kb)
-    assert len(ids) == len(kb)
+    passages, vectors = kb._store.fetch_passages(row_ids)
+    table = kb._store.scan(["id", "title", "text", kb._store.vector_name])
+    held = {id_: rest for id_, *rest in zip(*(column.to_pylist() for column in table.columns[:4]), strict=True)}
+    rows = zip(passages, vectors.tolist(), strict=True)
+    assert {passage.id: [passage.title, passage.text, vector] for passage, vector in rows} == held
+    assert kb._store.ids_of(row_ids) == [passage.id for passage in passages]
+    assert len(passages) == len(kb)
 
 
 @pytest.mark.parametrize("width", [64, 61, 8, 1])
@@ -45,8 +45,75 @@ def test_files_of_ordinary_vectors_are_mapped(tmp_path):
     kb, _ = filled(tmp_path / "kb", low_dimensional(500, 64, seed=0))
     kb.add([Passage(f"new{i}") for i in range(100)], vectors=low_dimensional(100, 64, seed=1))
     check(kb)
-    assert len(mapping(kb)._opened) == 2
-    assert None not in mapping(kb)._opened.values()
+    assert len(opened(kb, "vector")) == 2
+    assert None not in opened(kb, "vector").values()
+
+
+@pytest.mark.parametrize("length", [3, 300, 70_000])
+def test_files_of_ordinary_texts_are_mapped(tmp_path, length):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=2)
+    letters = [*"abc äöü ßçé 漢字かな 👩‍🚀\0"]
+
+    def passages(name: str, count: int) -> list[Passage]:
+        drawn = np.random.default_rng(count).choice(letters, (count, length))
+        return [Passage(f"{name}{i}-é", title=f"Title {i}", text="".join(row)) for i, row in enumerate(drawn)]
+
+    some = max(8, 900_000 // length) if length > 3 else 20_000
+    kb.add(passages("p", some), vectors=np.ones((some, 2)))
+    kb.add(passages("new", some // 2), vectors=np.ones((some // 2, 2)))
+    kb.upsert(passages("p", some // 4), vectors=np.ones((some // 4, 2)))
+    kb.delete([f"p{i}-é" for i in range(0, some, 5)])
+    check(kb)
+    mapped_columns = ["id", "title", "text"] if length > 3 else ["id", "title"]  # few different texts have a dictionary
+    for column in mapped_columns:
+        assert len(opened(kb, column)) == 3
+        assert None not in opened(kb, column).values()
+    kb._store._dataset.optimize.compact_files()
+    kb.refresh()
+    check(kb)
+    for column in mapped_columns:
+        assert None not in opened(kb, column).values()
+
+
+@pytest.mark.parametrize("titles", [["", "", ""], ["Rome", "Rome", "Oslo"], ["Rome", "", "Bern" * 1000]])
+def test_few_different_texts_are_read_too(tmp_path, titles):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=2)
+    kb.add([Passage(f"p{i}", title=titles[i % 3], text=titles[i % 2]) for i in range(3000)], vectors=np.ones((3000, 2)))
+    check(kb)
+
+
+def test_texts_of_bases_made_before_are_left_to_lance(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "APART", {})
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=2)
+    words = np.random.default_rng(0).choice([f"word{i}" for i in range(1000)], (600, 50))
+    passages = [Passage(f"p{i}", text=" ".join(row)) for i, row in enumerate(words.tolist())]
+    kb.add(passages[:300], vectors=np.ones((300, 2)))
+    monkeypatch.undo()
+    kb.add(passages[300:], vectors=np.ones((300, 2)))
+    check(kb)
+    assert opened(kb, "text")[0] is None
+
+
+def test_a_text_that_is_cut_is_an_error(tmp_path):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=2)
+    texts = [f"{i} " + "x" * 1000 for i in range(50)]
+    kb.add([Passage(f"p{i}", text=text) for i, text in enumerate(texts)], vectors=np.ones((50, 2)))
+    check(kb)
+    (file,) = (kb.path / "passages.lance" / "data").iterdir()
+    content = file.read_bytes()
+    place = content.index(texts[30].encode()) - 4
+    row_id = kb._store.find(["p30"])["p30"]
+    for damaged in (b"\x05" + content[place + 1 : place + 8], content[place : place + 5] + b"\xff\xff\xff"):
+        with file.open("r+b") as written:  # it is mapped
+            written.seek(place)
+            written.write(damaged)
+        with pytest.raises(KnowledgeBaseError, match="cannot be read"):
+            kb._store.passages_of(np.array([row_id], np.uint64))
+    pages = opened(kb, "text")[0]
+    for table in (pages.tables[0].astype(np.int64) + 2**31, pages.tables[0][::-1]):
+        opened(kb, "text")[0] = replace(pages, tables=[table])
+        with pytest.raises(KnowledgeBaseError, match="cannot be read"):
+            kb._store.passages_of(np.array([row_id + 1], np.uint64))
 
 
 def test_a_file_that_reads_otherwise_is_left_to_lance(tmp_path, monkeypatch):
@@ -59,7 +126,7 @@ def test_a_file_that_reads_otherwise_is_left_to_lance(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mapped.MappedVectors, "_map", shifted)
     check(kb)
-    assert set(mapping(kb)._opened.values()) == {None}
+    assert set(opened(kb, "vector").values()) == {None}
 
 
 def test_a_cut_file_is_an_error_and_not_a_crash(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
@@ -26,7 +26,7 @@ __all__ = [
     "iter_passages",
     "record_fields",
     "split_text",
-    "stored_passage",
+    "stored_passages",
 ]
 
 
@@ -62,12 +62,12 @@ class Passage:
 _PUT = [getattr(Passage, entry.name).__set__ for entry in fields(Passage)]
 
 
-def stored_passage(*values: Any) -> Passage:
-    """Return the passage with these ``values``, in the order of its fields; they were checked when they were stored."""
-    passage = Passage.__new__(Passage)
-    for put, value in zip(_PUT, values, strict=True):
-        put(passage, value)
-    return passage
+def stored_passages(columns: Sequence[Sequence[Any]]) -> list[Passage]:
+    """Return n passages of which ``columns`` hold the values (n,), a column per field; they were checked when stored."""
+    passages = [Passage.__new__(Passage) for _ in columns[0]]
+    for put, values in zip(_PUT, columns, strict=True):
+        deque(map(put, passages, values), maxlen=0)
+    return passages
 
 
 def check_text(name: str, value: object) -> None:

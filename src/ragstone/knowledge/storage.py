@@ -24,8 +24,8 @@ from ragstone.knowledge.faults import first_sentence, reading, writing
 from ragstone.knowledge.history import History
 from ragstone.knowledge.ledger import VersionGuard, ledger_of
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
-from ragstone.knowledge.mapped import MappedVectors
-from ragstone.knowledge.passages import Passage, stored_passage
+from ragstone.knowledge.mapped import APART, MappedTexts, MappedVectors
+from ragstone.knowledge.passages import Passage, stored_passages
 
 __all__ = ["PassageStore", "Rows", "StoredDocument", "passage_schema", "passage_table", "vector_column"]
 
@@ -46,8 +46,8 @@ _IO_BUFFER = 32 << 20
 _CACHES = {"index_cache_size_bytes": 512 << 20, "metadata_cache_size_bytes": 128 << 20}  # Lance's own: 6 GB and 1 GB
 _LISTED_IDS = 1000  # more are looked for by reading all ids, not by a predicate that lists them
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
+_MAPPED = ("id", "title", "text")
 _ENCODER_KEY = "ragstone:encoder"
-_APART = {"lance-encoding:structural-encoding": "fullzip"}  # each string by itself: a few are read in half the time
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class StoredDocument:
 
     content_hash: str | None
     source: str | None
+
+
+Columns = dict[str, MappedTexts | MappedVectors]
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,14 @@ def passage_schema(width: int) -> pa.Schema:
     """Return the columns on disk (DESIGN §4). ``metadata`` is JSON that predicates can look into."""
     return pa.schema(
         [
-            pa.field("id", pa.string(), metadata=_APART),
+            pa.field("id", pa.string(), metadata=APART),
             ("document_id", pa.string()),
             ("source", pa.string()),
             ("page", pa.int32()),
             ("position", pa.int32()),
             ("content_hash", pa.string()),
-            pa.field("title", pa.string(), metadata=_APART),
-            ("text", pa.string()),
+            pa.field("title", pa.string(), metadata=APART),
+            pa.field("text", pa.string(), metadata=APART),
             ("metadata", pa.json_()),
             (_VECTOR, pa.list_(pa.float32(), width)),
         ]
@@ -124,7 +127,7 @@ class PassageStore:
     def __init__(self, path: Path, dataset: Any) -> None:
         self.path = path
         self._dataset = dataset
-        self._rows: tuple[int, Rows, MappedVectors] | None = None  # of a version, once they are needed
+        self._rows: tuple[int, Rows, Columns] | None = None  # of a version, once they are needed
         self._described: tuple[int, pa.Schema, int] | None = None  # columns and rows of a version
         self._guard = VersionGuard(path)
 
@@ -255,15 +258,17 @@ class PassageStore:
         rows = self._all_rows()[0]
         return rows.ids, rows.stamps
 
-    def _all_rows(self) -> tuple[Rows, MappedVectors]:
-        """Return the rows of this version, and their vectors where these can be mapped."""
+    def _all_rows(self) -> tuple[Rows, Columns]:
+        """Return the rows of this version, and the columns that are read from where they lie, by name."""
         if self._rows is None or self._rows[0] != self.version:
             version = self.version
             table = self.scan(["_row_last_updated_at_version", "_rowaddr"])
             order = np.argsort(_row_ids(table), kind="stable")
             names = ("_rowid", "_row_last_updated_at_version", "_rowaddr")
             rows = Rows(*(table[name].to_numpy()[order] for name in names))
-            self._rows = version, rows, MappedVectors(self.path, self._dataset, self._vector, self.width)
+            columns: Columns = {name: MappedTexts(self.path, self._dataset, name) for name in _MAPPED}
+            columns[self._vector] = MappedVectors(self.path, self._dataset, self._vector, self.width)
+            self._rows = version, rows, columns
         return self._rows[1:]
 
     def vectors(self, where: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -303,24 +308,29 @@ class PassageStore:
 
     def ids_of(self, row_ids: np.ndarray) -> list[str]:
         """Return the passage ids of the rows ``row_ids`` (n,), in that order."""
-        ids: list[str] = self.fetch(row_ids, ["id"])["id"].to_pylist()
+        ids: list[str] = self._take(["id"], row_ids)[0].tolist()
         return ids
 
     def vectors_of(self, row_ids: np.ndarray) -> np.ndarray:
         """Return the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        rows, vectors = self._all_rows()
+        return self._take([self._vector], row_ids)[0]
+
+    def passages_of(self, row_ids: np.ndarray) -> list[Passage]:
+        """Return the passages of the rows ``row_ids`` (n,), in that order."""
+        table = self.fetch(row_ids, [name for name in PASSAGE_COLUMNS if name not in _MAPPED])
+        columns: dict[str, Any] = dict(zip(_MAPPED, self._take(_MAPPED, row_ids), strict=True))
+        columns |= {name: table[name].to_pylist() for name in table.column_names}
+        columns["metadata"] = [json.loads(text) if text else {} for text in columns["metadata"]]
+        return stored_passages([columns[name] for name in PASSAGE_COLUMNS])
+
+    def _take(self, columns: Sequence[str], row_ids: np.ndarray) -> list[np.ndarray]:
+        """Return the values (n, …) of each of the mapped ``columns`` of the rows ``row_ids`` (n,), in that order."""
+        rows, mapped = self._all_rows()
         places = np.searchsorted(rows.ids, row_ids)
         if len(row_ids) and (places.max() == len(rows.ids) or not np.array_equal(rows.ids[places], row_ids)):
             raise self._lacks_rows()
         with reading(self.path):
-            return vectors.take(row_ids, rows.addresses[places])
-
-    def passages_of(self, row_ids: np.ndarray) -> list[Passage]:
-        """Return the passages of the rows ``row_ids`` (n,), in that order."""
-        table = self.fetch(row_ids, PASSAGE_COLUMNS)
-        columns = {name: table[name].to_pylist() for name in PASSAGE_COLUMNS}
-        columns["metadata"] = [json.loads(text) if text else {} for text in columns["metadata"]]
-        return [*map(stored_passage, *columns.values())]
+            return [mapped[column].take(row_ids, rows.addresses[places]) for column in columns]
 
     def _lacks_rows(self) -> KnowledgeBaseError:
         return KnowledgeBaseError(f"{self.path} lacks rows that its index names; restore the folder from a backup")
