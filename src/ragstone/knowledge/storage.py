@@ -194,22 +194,17 @@ class PassageStore:
     @property
     def width(self) -> int:
         """D, the width of the vectors."""
-        return int(self._schema.field(self._vector).type.list_size)
+        return int(self._schema.field(self.vector_name).type.list_size)
 
     @property
     def encoder(self) -> dict[str, Any] | None:
         """The fields of the ``EncoderSpec`` of what re-encoded the passages; None where nothing has."""
-        metadata = self._schema.field(self._vector).metadata or {}
+        metadata = self._schema.field(self.vector_name).metadata or {}
         spec = metadata.get(_ENCODER_KEY.encode())
         return None if spec is None else json.loads(spec)
 
     @property
     def vector_name(self) -> str:
-        """The column of the vectors that count."""
-        return self._vector
-
-    @property
-    def _vector(self) -> str:
         """The column of the vectors that count."""
         return _NEW_VECTOR if _NEW_VECTOR in self._schema.names else _VECTOR
 
@@ -267,7 +262,7 @@ class PassageStore:
             names = ("_rowid", "_row_last_updated_at_version", "_rowaddr")
             rows = Rows(*(table[name].to_numpy()[order] for name in names))
             columns: Columns = {name: MappedTexts(self.path, self._dataset, name) for name in _MAPPED}
-            columns[self._vector] = MappedVectors(self.path, self._dataset, self._vector, self.width)
+            columns[self.vector_name] = MappedVectors(self.path, self._dataset, self.vector_name, self.width)
             self._rows = version, rows, columns
         return self._rows[1:]
 
@@ -275,18 +270,18 @@ class PassageStore:
         """Yield blocks of (row ids (n,), vectors (n, D)) of all rows that fulfil ``where``."""
         with reading(self.path, where):
             for batch in self._dataset.to_batches(
-                columns=[self._vector, "_rowid"],
+                columns=[self.vector_name, "_rowid"],
                 filter=where,
                 batch_size=max(1, min(_SCAN_ROWS, _SCAN_BYTES // (4 * self.width))),
                 batch_readahead=_READ_AHEAD,
                 io_buffer_size=_IO_BUFFER,
             ):
                 if batch.num_rows:
-                    yield _row_ids(batch), self._matrix(batch.column(self._vector))
+                    yield _row_ids(batch), self._matrix(batch.column(self.vector_name))
 
     def batches(self, columns: Sequence[str], *, vectors: bool = False) -> Iterator[pa.RecordBatch]:
         """Yield ``columns`` of all rows in batches, with ``vectors`` those that count too, as the column "vector"."""
-        names = {name: name for name in columns} | ({_VECTOR: self._vector} if vectors else {})
+        names = {name: name for name in columns} | ({_VECTOR: self.vector_name} if vectors else {})
         with reading(self.path):
             for batch in self._dataset.to_batches(columns=[*names.values()], batch_size=_SCAN_ROWS):
                 if batch.num_rows:
@@ -313,7 +308,7 @@ class PassageStore:
 
     def vectors_of(self, row_ids: np.ndarray) -> np.ndarray:
         """Return the vectors (n, D) of the rows ``row_ids`` (n,), in that order."""
-        return self._take([self._vector], row_ids)[0]
+        return self._take([self.vector_name], row_ids)[0]
 
     def passages_of(self, row_ids: np.ndarray) -> list[Passage]:
         """Return the passages of the rows ``row_ids`` (n,), in that order."""
@@ -450,7 +445,7 @@ class PassageStore:
         with writing(self.path):
             _index_words(self._dataset)
             for index in self._dataset.list_indices():
-                if index["fields"] == [self._vector]:
+                if index["fields"] == [self.vector_name]:
                     self._dataset.drop_index(index["name"])
 
     def replace_vectors(self, blocks: Iterable[np.ndarray], width: int, encoder: Mapping[str, Any]) -> None:
@@ -463,7 +458,7 @@ class PassageStore:
 
     def settle(self) -> None:
         """Drop vectors that were replaced. Where `replace_vectors` was cut short, the next writer does it."""
-        if self._vector == _NEW_VECTOR:
+        if self.vector_name == _NEW_VECTOR:
             with writing(self.path):
                 if _VECTOR in self._dataset.schema.names:
                     self._dataset.drop_columns([_VECTOR])
