@@ -30,7 +30,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ragstone import local
+from ragstone import RagPipeline, local
 from ragstone.encoders import (
     POOLINGS,
     Encoder,
@@ -489,3 +489,11 @@ def test_wrong_arguments(bert: Path) -> None:
         encoder.encode_questions([None])  # type: ignore[list-item]
     with pytest.raises(InputError, match="max_length is 0"):
         load_encoder(bert, max_length=0)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(InputError, match=f"The device '{device}' cannot be used here .*'cpu' always can"):
+        load_encoder("local", device=device)
+    with pytest.raises(InputError, match=f"The device '{device}' cannot be used here"):
+        RagPipeline.from_pretrained("local", device=device)

@@ -48,6 +48,18 @@ def test_an_answer_holds_its_evidence(rag):
     json.dumps(answer.to_dict())
 
 
+def test_more_passages_than_there_are_cost_and_change_nothing(rag):
+    count = len(TOY_PASSAGES)
+    prepared = rag._prepare(rag.retriever, ["who wrote hamlet?"], 10_000, "dense", None, "dense", None)
+    assert prepared.doc_scores.shape == (1, count)
+    many, all_ = (rag(["who wrote hamlet?", "pi?"], k=k, max_new_tokens=4) for k in (10_000, count))
+    assert [answer.text for answer in many] == [answer.text for answer in all_]
+    assert many[0].log_prob == pytest.approx(all_[0].log_prob, abs=1e-5)
+    for k in (0, -1, 2.5, "3", True):
+        with pytest.raises(InputError, match=r"k=.* must be a whole number of at least 1"):
+            rag("who?", k=k)
+
+
 def test_log_prob_is_that_of_the_answer_s_own_tokens(rag):
     answer = rag("how high is everest?", max_new_tokens=6)
     prepared = rag._prepare(rag.retriever, ["how high is everest?"], 3, "dense", None, "dense", None)

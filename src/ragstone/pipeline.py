@@ -15,10 +15,11 @@ from torch import Tensor
 from ragstone import local
 from ragstone.answers import Answer, Evidence, Score
 from ragstone.decoding import RagGenerateOutput, Spans, score_candidates
-from ragstone.encoders.precision import choose_dtype, parse_dtype
+from ragstone.encoders.precision import choose_dtype, parse_device, parse_dtype
 from ragstone.errors import EncoderMismatchError, InputError
 from ragstone.generators.prompts import report_truncation
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
+from ragstone.knowledge.checks import check_count
 from ragstone.knowledge.passages import as_passages
 from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
 from ragstone.retriever import RagRetriever, stack_hits
@@ -135,7 +136,7 @@ class RagPipeline:
         """
         if method is not None and method not in METHODS:
             raise InputError(f"method is {method!r}; choose 'token' or 'sequence'.")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = parse_device(device)
         name = str(name_or_path)
         saved = ""
         if name not in (local.LOCAL, local.UNTRAINED):
@@ -345,8 +346,8 @@ class RagPipeline:
         given: list[list[Hit]] | None,
     ) -> Iterator[_Prepared]:
         """As many questions at once as their passages allow."""
-        k = self.model.config.n_docs if k is None else k
-        most = k if given is None else max(map(len, given))
+        k = check_count("k", self.model.config.n_docs if k is None else k)
+        most = min(k, len(retriever.index)) if given is None else max(map(len, given))
         size = questions_per_batch(self.model.generator.device, most)
         for start in range(0, len(questions), size):
             part = slice(start, start + size)
@@ -367,16 +368,14 @@ class RagPipeline:
         """Find (or take) passages, score them, write their contexts."""
         if prior not in ("dense", "search"):
             raise InputError(f"prior is {prior!r}; choose 'dense' or 'search'.")
-        if k < 1:
-            raise InputError(f"k is {k}; ask for at least 1 passage.")
         rag, device = self.model.rag, self.model.generator.device
         ids, mask = retriever.tokenize_questions(questions)
         vectors = rag.encode_questions(ids.to(device), mask.to(device)).float()
         if given is not None:
             hits = given if prior == "search" else self._encode_given(retriever, given)
-            k = max(len(row) for row in hits)
         else:
             hits = retriever.retrieve(vectors.cpu().numpy(), k, questions=questions, search=search, where=where)
+        k = max(1, *map(len, hits))  # no slot is left empty by all questions
         if prior == "search":
             if any(np.isnan(hit.score) for row in hits for hit in row):
                 raise InputError("prior='search' with passages of your own needs their scores; pass Hit objects.")

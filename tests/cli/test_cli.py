@@ -13,7 +13,7 @@ from command import ragstone
 from ragstone.cli.indexing import share_out
 from ragstone.cli.maintenance import parse_duration
 from ragstone.errors import InputError
-from ragstone.knowledge import KnowledgeBase
+from ragstone.knowledge import KnowledgeBase, SplitOptions
 from ragstone.testing import TOY_PASSAGES, question_tokenizer, tiny_question_encoder, tiny_rag
 
 
@@ -35,6 +35,22 @@ def test_index_reports_what_it_did_and_does_nothing_twice(base, models, notes):
     assert spoken.returncode == 0
     assert "1 changed" in " ".join(spoken.stdout.split())
     assert "latin.txt" in spoken.stderr
+
+
+def test_what_of_the_split_is_not_given_stays_as_the_base_has_it(base, notes):
+    folder, _ = base
+    for given, expected in [
+        (["--words", 50], SplitOptions(50)),
+        (["--overlap", 5], SplitOptions(50, 5)),
+        (["--sentences"], SplitOptions(50, 5, sentences=True)),
+        ([], SplitOptions(50, 5, sentences=True)),
+        (["--no-sentences", "--words", 60], SplitOptions(60, 5)),
+        (["--whole"], None),
+        ([], None),
+        (["--overlap", 7], SplitOptions(100, 7)),
+    ]:
+        assert ragstone("index", notes, "--kb", folder, *given).returncode == 0
+        assert KnowledgeBase.open(folder).split == expected
 
 
 def test_an_estimate_writes_nothing_and_workers_change_nothing(base, models, notes, tmp_path):
@@ -168,7 +184,7 @@ def test_ask_says_when_nothing_supports_the_answer(base, models, tmp_path, found
     assert values["found"] is found
     assert len(values["passages"]) == 3
     shown, explained = ragstone(*ask).stdout, ragstone(*ask, "--explain").stdout
-    line = "nothing in the knowledge base supports this answer"
+    line = "none of the passages supports this answer"
     assert [line in shown, line in explained] == [not found] * 2
     assert ("of the posterior" in shown) is found
     assert "(no passage)" in explained
@@ -204,6 +220,7 @@ def test_ask_needs_no_knowledge_base(models, notes):
         (["train-encoder", "nowhere", "x.jsonl", "--out", "new"], 1, "nowhere"),
         (["ask", "--frobnicate"], 2, "frobnicate"),
         (["dance"], 2, "dance"),
+        (["index", ".", "--kb", "new", "--words", 10, "--whole"], 2, "--whole splits nothing"),
     ],
 )
 def test_bad_usage_gets_one_sentence_and_its_code(tmp_path, monkeypatch, arguments, code, words):
@@ -324,6 +341,14 @@ def test_evaluate_classifies_and_matches_patterns(base, models, tmp_path):
     assert (wrong.returncode, "not all among the labels" in wrong.stderr) == (2, True)
 
 
+def test_evaluate_says_at_once_that_a_run_cannot_hold_an_id(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "why?", "answers": ["x"], "id": "q 2"}))
+    done = ragstone("evaluate", tmp_path / "none", path, "--model", "none", "--run", tmp_path / "run.trec")
+    assert done.returncode == 2
+    assert "The question id 'q 2' has blanks" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -332,6 +357,7 @@ def test_evaluate_classifies_and_matches_patterns(base, models, tmp_path):
         (["--against", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--trec-in", "nowhere.trec"], "nowhere.trec cannot be read"),
         (["--limit", "0"], "--limit"),
+        (["--predictions", "."], ". is a folder"),
     ],
 )
 def test_evaluate_says_what_is_wrong_before_it_begins(tmp_path, questions, options, words):

@@ -78,9 +78,9 @@ def test_what_is_wrong_late_leaves_nothing_behind(kb, replacing):
     version = kb.version
     with pytest.raises(InputError, match="number 250 is NaN"):
         put(passages(300), vectors=bad)
-    with pytest.raises(InputError, match="vectors are 299, but there are"):
+    with pytest.raises(InputError, match=r"vectors \(299\) and of texts"):
         put(passages(300), vectors=vectors[:299])
-    with pytest.raises(InputError, match="vectors are 300, but there are 290"):
+    with pytest.raises(InputError, match=r"vectors \(300\) and of texts \(290\)"):
         put(passages(290), vectors=vectors)
     with pytest.raises(InputError, match="width 8"):
         put(passages(300), vectors=vectors[:, :7])

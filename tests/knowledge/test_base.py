@@ -275,7 +275,7 @@ def test_info_tells_what_the_base_holds(kb):
     ("vectors", "message"),
     [
         (np.ones((2, 5)), r"shape \(2, 5\).*width 4"),
-        (np.ones((3, 4)), r"3, but there are 2 texts"),
+        (np.ones((3, 4)), r"vectors \(3\) and of texts \(2\) differ"),
         ([[1, 2, 3, 4], [1, 2, 3, math.nan]], "number 1 is NaN"),
         ([[math.inf, 0, 0, 0], [1, 2, 3, 4]], "number 0 is NaN, infinite"),
         (np.full((2, 4), 1e300), "too large"),
@@ -311,3 +311,31 @@ def test_without_an_encoder_texts_are_not_encoded(vector_kb, tmp_path):
         vector_kb.add_documents(tmp_path / "a.txt")
     assert ids(vector_kb.search("alpha", search="keyword")) == ["a"]
     assert ids(vector_kb.search("alpha", vectors=np.ones(4), search="hybrid")) == ["a"]
+
+
+def test_a_base_outlives_a_change_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = KnowledgeBase.create("kb", encoder=None, width=2)
+    opened = KnowledgeBase.open("kb")
+    monkeypatch.chdir("/")
+    made.add(["north"], vectors=[[0, 1]])
+    opened.refresh()
+    assert [hit.passage.text for hit in opened.search(vectors=[0, 1])] == ["north"]
+    assert opened.path == tmp_path / "kb"
+
+
+def test_things_of_the_wrong_kind_are_named(tmp_path):
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=None, width=2)
+    kb.add(["north"], vectors=[[0, 1]])
+    for act, words in [
+        (lambda: kb.add(None), "passages come as a list, not as None"),
+        (lambda: kb.delete(3), "ids must be a string or a list of strings, not 3"),
+        (lambda: kb.search(None), None),
+        (lambda: kb.search(3, search="keyword"), "questions must be a string or a list of strings, not 3"),
+        (lambda: kb.search(vectors=[0, 1], where=3), "where=3 must be an SQL predicate"),
+        (lambda: KnowledgeBase.open(kb.path, version=1.5), "version=1.5 must be a whole number"),
+        (lambda: KnowledgeBase.open(kb.path, version=True), "version=True must be a whole number"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            act()
+    assert len(kb.search(vectors=[0, 1], k=2**63)) == 1

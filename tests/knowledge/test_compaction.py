@@ -353,7 +353,7 @@ def test_a_tag_moves_only_if_it_is_told_to(kb):
     kb.tag("live")
     kb.tag("live")
     kb.delete("p0")
-    with pytest.raises(KnowledgeBaseError, match="has the tag 'live' at version 7; use move=True"):
+    with pytest.raises(KnowledgeBaseError, match="has the tag 'live' at version 7; move it with move=True"):
         kb.tag("live")
     kb.tag("live", move=True)
     assert kb.tags() == {"live": kb.version}
@@ -377,7 +377,7 @@ def test_an_unknown_tag_names_those_there_are(kb):
 
 def test_opening_a_version_that_was_removed_says_so(kb):
     kb.compact(NOW)
-    with pytest.raises(KnowledgeBaseError, match=f"no longer has version 5: compaction removed it, only {kb.version};"):
+    with pytest.raises(KnowledgeBaseError, match=f"no longer has version 5: compaction removed it, only {kb.version}"):
         KnowledgeBase.open(kb.path, version=5)
     for never in (0, -1, kb.version + 1):
         with pytest.raises(KnowledgeBaseError, match=f"has no version {never}, only"):

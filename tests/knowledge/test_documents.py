@@ -71,6 +71,19 @@ def test_csv_with_its_delimiter_long_cells_and_ragged_rows(tmp_path: Path) -> No
     assert (skipped.line, "4 columns" in skipped.reason) == (5, True)
 
 
+def test_an_unclosed_quote_takes_no_other_rows_with_it_in_silence(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'id,text\n1,"all, well"\n2,"unclosed\n3,x\n4,y\n')
+    row, fault = iter_documents(path)
+    assert row.sections[0].text == "all, well"
+    assert "a.csv line 5 is no row of a table" in fault.reason
+    loose = write(tmp_path / "b.tsv", 'id\ttext\n1\t"A" is a "letter"\n2\t"two\nlines" or so\n3\tlast "one\n')
+    assert [item.sections[0].text for item in iter_documents(loose)] == [
+        'A is a "letter"',
+        "two\nlines or so",
+        'last "one',
+    ]
+
+
 def test_parquet_in_batches_without_its_vectors(tmp_path: Path) -> None:
     table = pa.table(
         {

@@ -69,6 +69,13 @@ def test_html_gives_its_readable_text_once_and_in_order(tmp_path: Path) -> None:
     assert read(write(tmp_path / "b.html", "<h1>He<i>ad</i></h1>text"))[0].title == "Head"
 
 
+def test_html_is_less_than_a_tag_where_no_tag_begins(tmp_path: Path) -> None:
+    assert text_of(write(tmp_path / "a.html", "text a < b")) == "text a < b"
+    tail = "tail 3 < 4 and more > done. 5 < 6 really"
+    assert text_of(write(tmp_path / "b.html", f"<p>x</p> {tail} <b cut")) == f"x {tail}"
+    assert text_of(write(tmp_path / "c.html", '<img role="navigation"><p>after')) == "after"
+
+
 def test_html_is_decoded_as_it_declares(tmp_path: Path) -> None:
     assert text_of(write(tmp_path / "a.html", b'<meta charset="ISO-8859-1"><p>Na\xefve \x93q\x94')) == "Naïve “q”"
     assert text_of(write(tmp_path / "b.html", "<p>Naïve")) == "Naïve"
@@ -76,7 +83,7 @@ def test_html_is_decoded_as_it_declares(tmp_path: Path) -> None:
     assert "klingon" in reason(write(tmp_path / "d.html", b'<meta charset="klingon"><p>x'))
 
 
-@pytest.mark.parametrize("piece", ["<b ", "<a b='", '<a b="x" ', "<!--", "</", "<![", "<script>", "<div>", "&"])
+@pytest.mark.parametrize("piece", ["<b ", "<a b='", '<a b="x" ', "<!--", "</", "<![", "<script>", "<div>", "&", "< "])
 def test_broken_html_is_read_in_linear_time(tmp_path: Path, piece: str) -> None:
     start = time.perf_counter()
     list(iter_documents(write(tmp_path / "a.html", "text" + piece * 30_000)))

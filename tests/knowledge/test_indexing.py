@@ -111,8 +111,35 @@ def test_an_id_given_twice_is_reported_and_the_first_is_kept(kb, tmp_path):
         report = kb.add_documents([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], split=FIVE_WORDS)
         assert kb.get("1")[0].text == "first"
         assert "the id '1' was given before" in report.skipped[0].reason
+        assert "its passage '2#1' has the id" in report.skipped[1].reason
+        assert " ".join(passage.text for passage in kb.get(["2#0", "2#1", "2#2"])) == words(12, 0)
         ids = kb._store.scan(["id"])["id"].to_pylist()
         assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("listed", [1, 1000])
+def test_no_document_takes_the_passages_of_a_stored_one(kb, tmp_path, monkeypatch, listed):
+    monkeypatch.setattr("ragstone.knowledge.storage._LISTED_IDS", listed)
+    write_records(tmp_path / "a.jsonl", [{"id": "a", "text": words(20, 0)}])
+    kb.add_documents(tmp_path / "a.jsonl", split=FIVE_WORDS)
+    before = content(kb)
+    write_records(tmp_path / "b.jsonl", [{"id": "a#0", "text": "intruder"}, {"id": "b", "text": words(20, 1)}])
+    report = kb.add_documents(tmp_path)
+    assert (report.documents, report.added, report.updated, report.unchanged, report.passages) == (3, 1, 0, 1, 4)
+    (skipped,) = report.skipped
+    assert "its passage 'a#0' has the id of one of the stored document 'a'" in skipped.reason
+    assert [row for row in content(kb) if row[1] == "a"] == before
+    assert kb.add_documents(tmp_path, prune=True).removed == 0
+
+
+@pytest.mark.parametrize("split", ["foo", 50, True, {"words": 5}])
+def test_a_split_that_is_none_is_refused_and_changes_nothing(kb, notes, split):
+    before = (kb.path / "manifest.json").read_bytes()
+    for act in (kb.add_documents, kb.estimate_documents):
+        with pytest.raises(InputError, match=r"split=.* must be a SplitOptions"):
+            act(notes, split=split)
+    assert (kb.path / "manifest.json").read_bytes() == before
+    assert kb.split == SplitOptions()
 
 
 def test_a_passage_added_by_hand_gives_way_to_a_document_with_its_id(kb, tmp_path):

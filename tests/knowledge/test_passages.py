@@ -123,8 +123,21 @@ def test_scripts_without_spaces_count_by_character() -> None:
     assert [len(piece) for piece in split_text("語" * 250, SplitOptions())] == [100, 100, 50]
 
 
-@pytest.mark.parametrize("options", [{"words": 0}, {"overlap": -1}, {"words": 10, "overlap": 10}])
-def test_options_are_checked_at_once(options: dict[str, int]) -> None:
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400])
+def test_integers_that_cannot_be_stored_are_refused(number: int) -> None:
+    with pytest.raises(InputError, match="metadata of passage 'p' must be what JSON can hold"):
+        Passage("p", metadata={"a": [{"b": number}]})
+    assert Passage("p", metadata={"a": [2**64 - 1, -(2**63), 1e300]}).metadata["a"][2] == 1e300
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"words": 0}, {"words": 10**10}, {"words": 3.5}, {"words": True}, {"words": "3"}, {"overlap": -1},
+        {"overlap": 1.0}, {"words": 10, "overlap": 10}, {"sentences": 1},
+    ],
+)  # fmt: skip
+def test_options_are_checked_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         SplitOptions(**options)
 

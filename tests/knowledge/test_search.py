@@ -311,7 +311,7 @@ def test_questions_that_cannot_be_asked(plays):
     for vectors in (np.ones(31), np.full(32, np.nan), np.full(32, np.inf), [], "hamlet"):
         with pytest.raises(InputError, match="vectors"):
             plays.search(vectors=vectors)
-    with pytest.raises(InputError, match="1, but there are 2 texts"):
+    with pytest.raises(InputError, match=r"vectors \(1\) and of texts \(2\) differ"):
         plays.search(["a", "b"], vectors=np.ones((1, 32)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -72,8 +72,12 @@ def index(
     kb: Annotated[Path, typer.Option("--kb", help="The knowledge base; made if it does not exist.")],
     encoder: Annotated[str | None, typer.Option(help="Name or folder of the encoder of a new base [local].")] = None,
     words: Annotated[int | None, typer.Option(min=1, help="Words a passage [100, or as the base has it].")] = None,
-    overlap: Annotated[int | None, typer.Option(min=0, help="Words that neighbouring passages share [0].")] = None,
-    sentences: Annotated[bool, typer.Option("--sentences", help="Cut at ends of sentences.")] = False,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Words that neighbouring passages share [0, or as the base has it].")
+    ] = None,
+    sentences: Annotated[
+        bool | None, typer.Option("--sentences/--no-sentences", help="Cut at ends of sentences [as the base has it].")
+    ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Do not split: a record or page is a passage.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are no longer there.")] = False,
     memory: Memory = None,
@@ -87,18 +91,16 @@ def index(
 ) -> None:
     """Read documents, split and encode them, and store them. Run it again to update; interrupt it at any time."""
     from ragstone.cli.indexing import index_paths
-    from ragstone.knowledge import SplitOptions
 
-    split: SplitOptions | Literal["same"] | None = "same"
-    if whole:
-        split = None
-    elif words is not None or overlap is not None or sentences:
-        split = SplitOptions(words=words or 100, overlap=overlap or 0, sentences=sentences)
+    given = {"words": words, "overlap": overlap, "sentences": sentences}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if whole and changes:
+        raise InputError(f"--whole splits nothing, so it does not go with --{' or --'.join(changes)}; leave one out")
     index_paths(
         paths,
         kb,
         encoder=encoder,
-        split=split,
+        split=None if whole else changes,
         prune=prune,
         memory=memory,
         workers=workers,

@@ -35,6 +35,7 @@ from ragstone.evaluation import (
     write_run,
 )
 from ragstone.evaluation.results import check_same
+from ragstone.evaluation.trec import check_run_id
 from ragstone.knowledge import KnowledgeBase
 
 __all__ = ["evaluate_model"]
@@ -75,6 +76,10 @@ def evaluate_model(
     for path in filter(None, (report, predictions, run_out)):
         if not path.parent.is_dir():
             raise InputError(f"The folder of {path} does not exist; make it or write elsewhere.")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name the file to write.")
+    for question in questions if run_out is not None else ():
+        check_run_id(question.id)
     base = KnowledgeBase.open(folder, device=device, dtype=dtype)
     with working("Loading the model"):
         rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method, device=device, dtype=dtype)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def print_answer(answer: Any, *, explain: bool) -> None:
     """The answer, where it comes from and, to ``explain``, how much each passage had to do with it."""
     out.print(Text(answer.text or "(nothing)", style="bold"))
     if not answer.found:
-        out.print("[dim]nothing in the knowledge base supports this answer[/]")
+        out.print("[dim]none of the passages supports this answer[/]")
     if not explain:
         if answer.found:
             best = max(answer.passages, key=lambda evidence: evidence.posterior)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.markup import escape
 
@@ -22,7 +23,7 @@ def index_paths(
     folder: Path,
     *,
     encoder: str | None,
-    split: SplitOptions | Literal["same"] | None,
+    split: Mapping[str, Any] | None,
     prune: bool,
     memory: str | None,
     workers: int | None,
@@ -31,7 +32,10 @@ def index_paths(
     dtype: str | None,
     as_json: bool,
 ) -> None:
-    """Index ``paths`` into the knowledge base in ``folder``, which is made if it does not exist."""
+    """Index ``paths`` into the knowledge base in ``folder``, which is made if it does not exist.
+
+    ``split`` changes fields of how it splits documents; None: not at all from now on.
+    """
     quiet_libraries()
     find_files(paths)  # a wrong path is said before anything is made
     device, apart = share_out(device, workers)
@@ -44,7 +48,8 @@ def index_paths(
         else:
             base = KnowledgeBase.create(folder, encoder=encoder or "local", memory=memory, device=device, dtype=dtype)
     with progress_bar() as progress:
-        report = base.add_documents(paths, split=split, prune=prune, workers=apart, progress=progress)
+        options = _split(base.split, split)
+        report = base.add_documents(paths, split=options, prune=prune, workers=apart, progress=progress)
     with working("Preparing search"):
         base.prepare()
     if as_json:
@@ -60,6 +65,12 @@ def index_paths(
         show_skipped(report.skipped)
     if report.skipped and not report.documents:
         raise DocumentError(f"Nothing could be indexed: all {len(report.skipped)} inputs were skipped.")
+
+
+def _split(held: SplitOptions | None, changes: Mapping[str, Any] | None) -> SplitOptions | Literal["same"] | None:
+    if not changes:
+        return None if changes is None else "same"
+    return replace(held or SplitOptions(), **changes)
 
 
 def share_out(device: str | None, workers: int | None) -> tuple[str | None, Workers]:
@@ -83,7 +94,7 @@ def _estimate(
     paths: list[Path],
     folder: Path,
     encoder: str | None,
-    split: SplitOptions | Literal["same"] | None,
+    split: Mapping[str, Any] | None,
     workers: Workers,
     device: str | None,
     dtype: str | None,
@@ -91,11 +102,11 @@ def _estimate(
     with working("Measuring a sample"):
         if KnowledgeBase.exists(folder):
             base = KnowledgeBase.open(folder, encoder=encoder, device=device, dtype=dtype)
-            return base.estimate_documents(paths, split=split, workers=workers)
+            return base.estimate_documents(paths, split=_split(base.split, split), workers=workers)
         from ragstone.encoders import load_encoder
 
         loaded = load_encoder(encoder or "local", device=device, dtype=dtype)
-        options = SplitOptions() if split == "same" else split
+        options = None if split is None else SplitOptions(**split)
         return estimate_documents(paths, loaded, split=options, workers=workers)
 
 

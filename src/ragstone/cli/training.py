@@ -141,14 +141,17 @@ def _trainer(
         }  # fmt: skip
     if settings.get("gradient_checkpointing"):
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    args = TrainingArguments(
-        output_dir=str(checkpoints),
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=rag.model.device.type == "cpu",
-        **settings,
-    )
+    try:
+        args = TrainingArguments(
+            output_dir=str(checkpoints),
+            remove_unused_columns=False,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=rag.model.device.type == "cpu",
+            **settings,
+        )
+    except ValueError as error:
+        raise InputError(f"These settings cannot be trained with: {str(error).splitlines()[0]}") from None
     trainer = RagTrainer(
         rag.model,
         args,

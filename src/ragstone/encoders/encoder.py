@@ -24,7 +24,7 @@ from ragstone.encoders.checkpoint import (
     read_encoder_settings,
 )
 from ragstone.encoders.pooling import embed
-from ragstone.encoders.precision import PROBE_TEXTS, choose_dtype, parse_dtype
+from ragstone.encoders.precision import PROBE_TEXTS, choose_dtype, parse_device, parse_dtype
 from ragstone.errors import InputError, ModelError
 
 __all__ = ["Encoder", "EncoderSpec", "load_encoder"]
@@ -339,7 +339,7 @@ def load_encoder(
         MissingExtraError: ``"local"`` is not installed.
     """
     wanted = parse_dtype(dtype)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = parse_device(device)
     settings = read_encoder_settings(
         name_or_path,
         pooling=pooling,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ragstone import local
 from ragstone.errors import InputError
 
-__all__ = ["PROBE_TEXTS", "choose_dtype", "parse_dtype", "probe"]
+__all__ = ["PROBE_TEXTS", "choose_dtype", "parse_device", "parse_dtype", "probe"]
 
 # bfloat16 must be this many times as quick as float32, and its vectors this close to those of float32 (cosine).
 MIN_SPEEDUP = 1.3
@@ -49,6 +49,21 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (torch.float32, torch.bfloat16, torch.float16):
         raise InputError(f"The dtype {dtype!r} is unknown; choose 'auto', 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """Return a device by its name; by default CUDA if there is a device, else the CPU.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"The device {str(device)!r} cannot be used here ({reason}); 'cpu' always can.") from None
     return found
 
 

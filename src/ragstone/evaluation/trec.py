@@ -10,7 +10,7 @@ from ragstone.errors import DataError, InputError
 from ragstone.evaluation.files import numbered_lines
 from ragstone.evaluation.results import Prediction
 
-__all__ = ["Run", "read_run", "write_run"]
+__all__ = ["Run", "check_run_id", "read_run", "write_run"]
 
 Run = dict[str, list[tuple[str, float]]]
 """Question id -> passage ids and their scores, best first."""
@@ -51,12 +51,17 @@ def _fields(line: str, place: str) -> tuple[str, str, float]:
     return question, passage, value
 
 
+def check_run_id(question_id: str) -> None:
+    """Raise InputError if a run file cannot hold the id of a question."""
+    if len(question_id.split()) != 1:
+        raise InputError(f"The question id {question_id!r} has blanks, which a run file cannot hold; rename it")
+
+
 def write_run(path: str | Path, predictions: Iterable[Prediction], *, tag: str = "ragstone") -> None:
     """Write which passages were read for each question, with the logits of their priors as scores."""
     lines = []
     for prediction in predictions:
-        if len(prediction.id.split()) != 1:
-            raise InputError(f"The question id {prediction.id!r} has blanks, which a run file cannot hold; rename it")
+        check_run_id(prediction.id)
         ranked = sorted(prediction.passages, key=lambda passage: -passage.score)
         lines += [f"{prediction.id} Q0 {p.id} {rank} {p.score!r} {tag}\n" for rank, p in enumerate(ranked, 1)]
     Path(path).write_text("".join(lines), encoding="utf-8")

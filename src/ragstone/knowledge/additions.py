@@ -108,4 +108,6 @@ class _Rows:
 
 
 def _differ(vectors: int, texts: int | str) -> InputError:
-    return InputError(f"vectors are {vectors}, but there are {texts} texts; give one vector for each")
+    return InputError(
+        f"the numbers of vectors ({vectors}) and of texts ({texts}) differ; give one vector for each text"
+    )

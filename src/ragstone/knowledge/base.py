@@ -19,7 +19,15 @@ from ragstone.errors import EncoderMismatchError, InputError, KnowledgeBaseError
 from ragstone.knowledge import encoding
 from ragstone.knowledge.additions import PIECE, store_many
 from ragstone.knowledge.checking import CheckReport, check_base
-from ragstone.knowledge.checks import check_count, check_ids, check_number, check_questions, check_vectors
+from ragstone.knowledge.checks import (
+    check_count,
+    check_ids,
+    check_number,
+    check_questions,
+    check_split,
+    check_vectors,
+    check_version,
+)
 from ragstone.knowledge.codes import move_file
 from ragstone.knowledge.compaction import CompactionReport, folder_bytes, remove_versions
 from ragstone.knowledge.disk_index import build_disk_index
@@ -100,7 +108,7 @@ class KnowledgeBase:
             wait: seconds that a write waits for another process to finish its own.
             memory: what search structures may use, in bytes or as text such as "2GB"; half of the machine's by default.
         """
-        folder = Path(path)
+        folder = Path(path).absolute()  # it is used again when the process may be elsewhere
         check_new(folder)
         memory = parse_memory(memory)
         if isinstance(encoder, str | Path):
@@ -156,7 +164,8 @@ class KnowledgeBase:
             wait: seconds that a write waits for another process to finish its own.
             memory: what search structures may use, in bytes or as text such as "2GB"; half of the machine's by default.
         """
-        folder = Path(path)
+        folder = Path(path).absolute()
+        check_version(version)
         snapshot = Snapshot.open(folder, version, encoder, device=device, dtype=dtype)
         return cls(snapshot, read_only=version is not None, wait=wait, memory=memory)
 
@@ -268,6 +277,11 @@ class KnowledgeBase:
         return describe(self.path, self._manifest, self._store, self._searcher)
 
     @property
+    def split(self) -> SplitOptions | None:
+        """How documents were split last, or will be; None: not at all."""
+        return self._manifest.split
+
+    @property
     def dense_search(self) -> DenseWay:
         """What ``search="dense"`` does at this size and memory: "exact", "quantised", "coarse" or "disk"."""
         return self._searcher.dense_way(self._store)
@@ -310,6 +324,7 @@ class KnowledgeBase:
             progress: called as ``progress(done, total, unit)``, the unit being "files" and then "passages".
         """
         check_count("chunk_passages", chunk_passages)
+        check_split(split)
         check_workers(workers)
         with self._writing() as snapshot:
             if split != "same" and split != snapshot.manifest.split:
@@ -334,6 +349,7 @@ class KnowledgeBase:
         workers: Workers = 1,
     ) -> IndexEstimate:
         """Return what `add_documents` would take in disk, memory and time, from a sample; nothing is written here."""
+        check_split(split)
         return estimate_documents(
             paths,
             self.encoder,
@@ -618,7 +634,7 @@ class KnowledgeBase:
             per_document: take at most so many passages of one document, the best ones; the others make room for those
                 of other documents among the first 10,000.
         """
-        k = check_count("k", k)
+        k = min(check_count("k", k), max(1, len(self)))
         if per_document is not None:
             per_document = check_count("per_document", per_document)
         if min_score is not None:

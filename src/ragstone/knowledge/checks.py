@@ -11,8 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ragstone.errors import InputError
+from ragstone.knowledge.passages import SplitOptions
 
-__all__ = ["check_count", "check_ids", "check_number", "check_questions", "check_vectors", "unusable"]
+__all__ = [
+    "check_count",
+    "check_ids",
+    "check_number",
+    "check_questions",
+    "check_split",
+    "check_vectors",
+    "check_version",
+    "unusable",
+]
 
 _LARGEST = 1e15  # inner products of larger numbers could overflow float32
 
@@ -41,22 +51,35 @@ def check_number(name: str, value: Any) -> float:
 
 def check_ids(ids: str | Iterable[str]) -> list[str]:
     """Return one id or several as a list."""
-    wanted = [ids] if isinstance(ids, str) else list(ids)
+    wanted = [ids] if isinstance(ids, str) else _listed("ids", ids)
     for value in wanted:
         if not isinstance(value, str):
             raise InputError(f"a passage id is a string, not {value!r}")
     return wanted
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{name} must be a string or a list of strings, not {values!r}") from None
+
+
 def check_questions(questions: str | Iterable[str]) -> list[str]:
     """Return one question or several as a list."""
-    texts = [questions] if isinstance(questions, str) else list(questions)
+    texts = [questions] if isinstance(questions, str) else _listed("questions", questions)
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"question {place} must be a string, not {text!r}; vectors go into vectors=")
         if not text.strip():
             raise InputError(f"question {place} is empty; ask something")
     return texts
+
+
+def check_split(split: Any) -> None:
+    """Raise InputError unless ``split`` says how documents are split."""
+    if not (split is None or isinstance(split, SplitOptions) or split == "same"):
+        raise InputError(f"split={split!r} must be a SplitOptions, None (not at all) or 'same' (as the base has it)")
 
 
 def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None = None, *, start: int = 0) -> np.ndarray:
@@ -74,13 +97,21 @@ def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None =
             f"{name} have the shape {np.shape(vectors)}; the base's vectors have width {width}: (n, {width})"
         )
     if count is not None and len(matrix) != count:
-        raise InputError(f"{name} are {len(matrix)}, but there are {count} texts; give one vector for each")
+        raise InputError(
+            f"the numbers of {name} ({len(matrix)}) and of texts ({count}) differ; give one vector for each text"
+        )
     bad = unusable(matrix)
     if bad.any():
         raise InputError(
             f"{name}: number {start + int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"
         )
     return matrix
+
+
+def check_version(version: Any) -> None:
+    """Raise InputError unless ``version`` is the kind of thing that names a version."""
+    if not (version is None or isinstance(version, (int, str))) or isinstance(version, bool):
+        raise InputError(f"version={version!r} must be a whole number or a tag")
 
 
 def unusable(matrix: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ragstone.errors import DocumentError, InputError, MissingExtraError
 from ragstone.knowledge.formats import MAX_BYTES, READERS, Section
+from ragstone.knowledge.manifest import PASSAGES_FOLDER
 from ragstone.knowledge.passages import (
     Passage,
     SplitOptions,
@@ -105,9 +106,9 @@ def document_passages(document: Document, split: SplitOptions | None) -> list[Pa
 def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return the files that ``paths`` mean, absolute, sorted, each once.
 
-    In folders, however deep, files that end in one of ``SUFFIXES`` are taken; hidden files and folders are not. A
-    symbolic link counts as what it points to. A folder that cannot be listed is returned itself, and so are broken
-    links, pipes and devices: reading them says so.
+    In folders, however deep, files that end in one of ``SUFFIXES`` are taken; hidden files and folders are not, nor
+    knowledge bases. A symbolic link counts as what it points to. A folder that cannot be listed is returned itself, and
+    so are broken links, pipes and devices: reading them says so.
     """
     found: set[Path] = set()
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
@@ -130,7 +131,7 @@ def _walk(root: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=unlisted.append, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a symbolic link back to it
+        if real in seen or PASSAGES_FOLDER in subfolders:  # a symbolic link back to it, or a knowledge base
             subfolders.clear()
             continue
         seen.add(real)

@@ -77,6 +77,8 @@ _HTML_INLINE = re.compile(
     "a|abbr|acronym|b|bdi|bdo|big|cite|code|data|del|dfn|em|font|i|ins|kbd|label|mark|q|ruby|s|samp|small|span|strike|"
     "strong|sub|sup|time|tt|u|var|wbr"
 )
+_HTML_VOID = re.compile("area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr")  # they have no end
+_HTML_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _HTML_UNREAD = re.compile("script|style|template|noscript|svg|nav|footer|button|select|textarea|iframe")
 
 
@@ -94,7 +96,7 @@ class _HtmlText(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if self._skipped:
             self._depth += tag == self._skipped
-        elif _HTML_UNREAD.fullmatch(tag) or ("role", "navigation") in attrs:
+        elif (_HTML_UNREAD.fullmatch(tag) or ("role", "navigation") in attrs) and not _HTML_VOID.fullmatch(tag):
             self._skipped, self._depth = tag, 1
         elif not _HTML_INLINE.fullmatch(tag):
             self.text.append("\f")
@@ -130,7 +132,7 @@ def _read_html(path: Path) -> Extract:
     text = _decode(path, data, "cp1252" if encoding in ("iso-8859-1", "latin-1", "us-ascii") else encoding)
     text = text.replace("<![", "<!")  # HTML has no marked sections: this is a comment, where HTMLParser raises
     end = text.rfind(">") + 1  # a tag that is cut off by the end is no text, and costs HTMLParser quadratic time
-    parser.feed(text[:end] + text[end:].partition("<")[0])
+    parser.feed(text[:end] + _HTML_TAG.split(text[end:], 1)[0])
     parser.close()
     blocks = (" ".join(block.split()) for block in "".join(parser.text).split("\f"))
     title = parser.titles["title"].split() or parser.titles["h1"].split()

@@ -67,9 +67,7 @@ class History:
             return version
         # They are counted from 1, and nothing but compaction takes one away.
         fate = "no longer has version {}: compaction removed it" if 0 < version < known[-1] else "has no version {}"
-        raise KnowledgeBaseError(
-            f"{self._folder} {fate.format(version)}, only {_ranges(known)}; see KnowledgeBase.versions()"
-        )
+        raise KnowledgeBaseError(f"{self._folder} {fate.format(version)}, only {_ranges(known)}")
 
     def tag(self, name: str, version: int, *, move: bool) -> None:
         """Name a version; a name that another version has is refused unless it is to ``move``."""
@@ -80,7 +78,9 @@ class History:
             )
         held = self.tags().get(name)
         if held is not None and held != version and not move:
-            raise KnowledgeBaseError(f"{self._folder} has the tag {name!r} at version {held}; use move=True to move it")
+            raise KnowledgeBaseError(
+                f"{self._folder} has the tag {name!r} at version {held}; move it with move=True (--move)"
+            )
         with writing(self._path):
             if held is None:
                 self._dataset.tags.create(name, version)
@@ -115,7 +115,7 @@ class History:
         tags = self.tags()
         if name not in tags:
             there = f"only {', '.join(map(repr, tags))}" if tags else "and no other"
-            raise KnowledgeBaseError(f"{self._folder} has no tag {name!r}, {there}; see KnowledgeBase.tags()")
+            raise KnowledgeBaseError(f"{self._folder} has no tag {name!r}, {there}")
         return tags[name]
 
 

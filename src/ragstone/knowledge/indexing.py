@@ -73,10 +73,11 @@ class Reading:
     stored: Mapping[str, StoredDocument]
     split: SplitOptions | None
     seen: dict[str, str | None] = field(default_factory=dict)  # document ids and their files
-    passage_ids: set[str] = field(default_factory=set)  # of the documents that are yet to be stored
+    passage_ids: dict[str, str] = field(default_factory=dict)  # and documents that are yet to be stored
     skipped: list[Skipped] = field(default_factory=list)
     added: int = 0
     updated: int = 0
+    unchanged: int = 0
 
     def pending(self, files: Sequence[Path], workers: Workers, progress: Progress) -> Iterator[Pending]:
         """Yield the documents of ``files`` that are new or changed."""
@@ -101,19 +102,37 @@ class Reading:
         hashed = content_hash(document.fingerprint, None if self.split is None else asdict(self.split))
         stored = self.stored.get(document.id)
         if stored is not None and stored.content_hash == hashed:
+            self.unchanged += 1
             return None
         passages = document_passages(document, self.split)
         ids = {passage.id for passage in passages}
-        if not ids.isdisjoint(self.passage_ids):
-            self._skip(document, f"its passage {min(ids & self.passage_ids)!r} has the id of another document's")
+        if taken := ids & self.passage_ids.keys():
+            self._skip(document, f"its passage {min(taken)!r} has the id of another document's")
             return None
-        self.passage_ids |= ids
+        self.passage_ids |= dict.fromkeys(ids, document.id)
         self.added += stored is None
         self.updated += stored is not None
         return Pending(document.id, hashed, passages)
 
+    def leave_alone(self, owners: Mapping[str, str | None]) -> set[str]:
+        """Skip pending documents that would replace passages of others, as ``owners`` of stored ids say; return them.
+
+        A passage of no document, added by hand, gives way.
+        """
+        taken = {self.passage_ids[i]: i for i, owner in owners.items() if owner not in (None, self.passage_ids[i])}
+        for document_id, passage_id in taken.items():
+            reason = f"its passage {passage_id!r} has the id of one of the stored document {owners[passage_id]!r}"
+            self._skip_source(self.seen[document_id], reason)
+            self.added -= document_id not in self.stored
+            self.updated -= document_id in self.stored
+        self.passage_ids = {id_: document for id_, document in self.passage_ids.items() if document not in taken}
+        return {*taken}
+
     def _skip(self, document: Document, reason: str) -> None:
-        self.skipped.append(Skipped(document.source or "", f"{document.source}: {reason}; give each its own id"))
+        self._skip_source(document.source, reason)
+
+    def _skip_source(self, source: str | None, reason: str) -> None:
+        self.skipped.append(Skipped(source or "", f"{source}: {reason}; give each its own id"))
 
 
 def index_documents(
@@ -141,6 +160,7 @@ def index_documents(
         for document in reading.pending(find_files(paths), workers, progress):
             spool.write(json.dumps(asdict(document)) + "\n")
         spool.seek(0)
+        left = reading.leave_alone(store.owners(reading.passage_ids))
         total, done = len(reading.passage_ids), 0
 
         def encoded(count: int) -> None:
@@ -148,7 +168,7 @@ def index_documents(
             done += count
             progress(done, total, "passages")
 
-        chunks = _chunks(map(_unspool, spool), chunk_passages)
+        chunks = _chunks((document for document in map(_unspool, spool) if document.id not in left), chunk_passages)
         with encode_chunks(chunks, _passages, load_encoder, workers=workers, encoded=encoded) as made:
             for chunk, vectors in made:
                 _store(store, chunk, vectors, reading.stored)
@@ -159,7 +179,7 @@ def index_documents(
         documents=len(reading.seen),
         added=reading.added,
         updated=reading.updated,
-        unchanged=len(reading.seen) - reading.added - reading.updated,
+        unchanged=reading.unchanged,
         removed=len(removed),
         passages=total,
         skipped=tuple(reading.skipped),

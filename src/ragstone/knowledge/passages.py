@@ -86,9 +86,17 @@ def check_metadata(name: str, value: object) -> None:
         raise InputError(f"{name} must be a mapping, not {_shorten(value)}")
     if value:
         try:
-            json.dumps(dict(value), ensure_ascii=False, allow_nan=False).encode()
+            written = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+            written.encode()
+            json.loads(written, parse_int=_stored_integer)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{name} must be what JSON can hold: {error}") from None
+
+
+def _stored_integer(digits: str) -> int:
+    if not -(2**63) <= (number := int(digits)) < 2**64:
+        raise ValueError(f"{digits} has more than 64 bits; make it a string")
+    return number
 
 
 def content_hash(*parts: object) -> str:
@@ -170,7 +178,12 @@ def iter_passages(values: Iterable[Passage | str | Mapping[str, Any]]) -> Iterat
     """Turn each of ``values`` into a passage as it is wanted."""
     if isinstance(values, (str, Mapping, Passage)):
         raise InputError(f"passages come as a list: write [{_shorten(values)}]")
+    if not isinstance(values, Iterable):
+        raise InputError(f"passages come as a list, not as {_shorten(values)}")
     return map(as_passage, values)
+
+
+_MOST_WORDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +198,15 @@ class SplitOptions:
     sentences: bool = False
 
     def __post_init__(self) -> None:
-        if self.words < 1:
-            raise InputError(f"words={self.words}: a passage needs at least 1 word (100 is usual)")
+        for name in ("words", "overlap"):
+            if type(value := getattr(self, name)) is not int:
+                raise InputError(f"{name}={value!r} must be a whole number")
+        if not 1 <= self.words <= _MOST_WORDS:
+            raise InputError(f"words={self.words}: a passage has 1 to {_MOST_WORDS:,} words (100 is usual)")
         if not 0 <= self.overlap < self.words:
             raise InputError(f"overlap={self.overlap} must be at least 0 and less than words={self.words}")
+        if type(self.sentences) is not bool:
+            raise InputError(f"sentences={self.sentences!r} must be True or False")
 
 
 # A word is a run without white space. Chinese and Japanese are written without spaces, so there each character

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -72,11 +72,22 @@ def _read_table(path: Path) -> Iterator[Record]:
         first = next(_lines(path, file), "")
         file.seek(0)
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-        rows = csv.reader(_lines(path, file), delimiter=delimiter)
+        held: list[str] = []  # the lines of the row that is read
+
+        def lines() -> Iterator[str]:
+            for line in _lines(path, file):
+                held.append(line)
+                yield line
+
+        rows = csv.reader(lines(), delimiter=delimiter)
         try:
             header = [name.strip() for name in next(rows, [])]
             _check_columns(path, header)
+            held.clear()
             for row in rows:
+                if len(held) > 1:
+                    _check_closed(held, delimiter)
+                held.clear()
                 if len(row) > len(header):
                     yield Record(rows.line_num, {}, f"{len(row)} columns where the header has {len(header)}")
                 elif row:
@@ -85,6 +96,15 @@ def _read_table(path: Path) -> Iterator[Record]:
             raise DocumentError(
                 f"{path} line {rows.line_num} is no row of a table ({error}); check its quotes"
             ) from None
+
+
+def _check_closed(lines: Sequence[str], delimiter: str) -> None:
+    """Raise csv.Error if a quote that is opened in these ``lines`` is never closed: it would take all the rest."""
+    try:
+        list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

@@ -231,6 +231,8 @@ class PassageStore:
         """Raise InputError unless ``where`` is a predicate over the stored columns."""
         if where is None:
             return
+        if not isinstance(where, str):
+            raise InputError(f"where={where!r} must be an SQL predicate, as a string")
         try:
             self._dataset.scanner(columns=["id"], filter=where).explain_plan()
         except Exception as error:
@@ -332,18 +334,26 @@ class PassageStore:
 
     def find(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the row ids of those of the passages ``ids`` that are stored."""
+        return self._of_ids(ids, "_rowid")
+
+    def owners(self, ids: Iterable[str]) -> dict[str, str | None]:
+        """Return the documents, or None, of those of the passages ``ids`` that are stored."""
+        return self._of_ids(ids, "document_id")
+
+    def _of_ids(self, ids: Iterable[str], column: str) -> dict[str, Any]:
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
+        columns = ["id", column]
         if len(wanted) <= _LISTED_IDS:
-            table = self.scan(["id"], _is_in("id", wanted))
-            return dict(zip(table["id"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
+            table = self.scan([name for name in columns if name != "_rowid"], _is_in("id", wanted))
+            return dict(zip(*(table[name].to_pylist() for name in columns), strict=True))
         sought = pa.array(wanted)
-        found: dict[str, int] = {}
+        found: dict[str, Any] = {}
         with reading(self.path):
-            for batch in self._dataset.to_batches(columns=["id", "_rowid"]):
+            for batch in self._dataset.to_batches(columns=columns):
                 stored = batch.filter(pc.is_in(batch["id"], value_set=sought))
-                found.update(zip(stored["id"].to_pylist(), stored["_rowid"].to_pylist(), strict=True))
+                found.update(zip(*(stored[name].to_pylist() for name in columns), strict=True))
         return found
 
     def documents(self) -> dict[str, StoredDocument]:

@@ -86,7 +86,8 @@ class RagConfig(TransformersRagConfig):
             config = cls.from_pretrained(name_or_path, **local.hub_options(name_or_path), **fields)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ModelError(f"No RAG model can be loaded from {str(name_or_path)!r}: {reason}") from error
+            place = repr(str(name_or_path)) + ("" if Path(name_or_path).exists() else ", which is no folder here")
+            raise ModelError(f"No RAG model can be loaded from {place}: {reason}") from error
         if config.model_type != "rag":
             raise ModelError(f"{str(name_or_path)!r} holds a {config.model_type!r} model; name a RAG checkpoint.")
         return config

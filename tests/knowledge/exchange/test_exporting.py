@@ -110,7 +110,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(base, tmp_path, monkeyp
     (tmp_path / "kb.faiss.ids.json").write_text("mine")
     with pytest.raises(InputError, match=r"kb.faiss.ids.json exists already"):
         base.export(tmp_path / "kb.faiss")
-    with pytest.raises(InputError, match=r"does not say its format by its name; end it in \.parquet, \.faiss, \.jsonl"):
+    with pytest.raises(InputError, match=r"does not say its format; end it in \.parquet, \.faiss, \.jsonl"):
         base.export(tmp_path / "kb.csv")
     with pytest.raises(InputError, match="cannot be written"):
         base.export(tmp_path / "kb.faiss.ids.json" / "kb.jsonl")

@@ -58,7 +58,7 @@ def export_passages(
     kind = format or place.suffix.removeprefix(".")
     if kind not in EXPORT_FORMATS:
         raise InputError(
-            f"{place} does not say its format by its name; end it in .{', .'.join(EXPORT_FORMATS)}, or give format="
+            f"{place} does not say its format; end it in .{', .'.join(EXPORT_FORMATS)}, or give format= (--format)"
         )
     files = (place, ids_file(place)) if kind == "faiss" else (place,)
     taken = next((file for file in files if file.exists()), None)
