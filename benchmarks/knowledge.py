@@ -206,7 +206,36 @@ def job_search(work: Path, seed: int) -> dict[str, float]:
 
 
 def job_batch(work: Path, seed: int) -> dict[str, float]:
-    return in_batches(ragstone_search(work / "kb"), *asked(work))
+    from ragstone.knowledge.codes import Codes
+    from ragstone.knowledge.storage import PassageStore
+
+    search, (questions, best) = ragstone_search(work / "kb"), asked(work)
+    values = in_batches(search, questions, best)
+    spent = {
+        "scan_ms": timed(Codes, "search"),
+        "vectors_ms": timed(PassageStore, "vectors_of"),
+        "passages_ms": timed(PassageStore, "passages_of"),
+    }
+    batches = range(0, len(questions) - BATCH + 1, BATCH)
+    for start in batches:
+        search(questions[start : start + BATCH], BATCH_K)
+    return values | {name: 1000 * sum(seconds) / len(batches) for name, seconds in spent.items()}
+
+
+def timed(kind: type, method: str) -> list[float]:
+    """From now on the seconds of every call of ``method`` go into the list returned."""
+    seconds: list[float] = []
+    call = getattr(kind, method)
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return call(*arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(kind, method, wrapped)
+    return seconds
 
 
 def job_open(work: Path, seed: int) -> dict[str, float]:
@@ -356,6 +385,10 @@ def run(options: argparse.Namespace, work: Path) -> None:
         row = {
             "questions per second": f"{v['queries_per_second']:.0f}",
             "recall@100": f"{v['recall_at_100']:.4f}",
+            "a batch": f"{1000 * BATCH / v['queries_per_second']:.0f} ms",
+            "scan of codes": f"{v['scan_ms']:.0f} ms",
+            "reading vectors": f"{v['vectors_ms']:.0f} ms",
+            "reading passages": f"{v['passages_ms']:.0f} ms",
         }
         table(f"Batches of {BATCH}, k = {BATCH_K}", [row])
     if "open" in options.works:

@@ -34,7 +34,7 @@ __all__ = [
 class Passage:
     """A piece of text with an identity: what is retrieved, shown to the generator and cited as evidence.
 
-    ``page`` counts from 1. ``metadata`` holds whatever JSON can hold.
+    ``page`` counts from 1. ``metadata`` holds whatever JSON can hold, integers of at most 64 bits.
     """
 
     id: str
