@@ -634,7 +634,7 @@ class KnowledgeBase:
             per_document: take at most so many passages of one document, the best ones; the others make room for those
                 of other documents among the first 10,000.
         """
-        k = min(check_count("k", k), max(1, len(self)))
+        k = check_count("k", k)
         if per_document is not None:
             per_document = check_count("per_document", per_document)
         if min_score is not None:
@@ -653,7 +653,7 @@ class KnowledgeBase:
         if texts is not None and matrix is None and search != "keyword":
             encoded = snapshot.question_encoder.encode_questions(texts)
             matrix = check_vectors("question vectors", encoded, snapshot.width, len(texts))
-        options = SearchOptions(k, search, where, min_score, per_document)
+        options = SearchOptions(min(k, max(1, len(snapshot.store))), search, where, min_score, per_document)
         hits = self._searcher.search(snapshot.store, texts, matrix, options)
         single = isinstance(questions, str) or (questions is None and np.ndim(vectors) == 1)  # type: ignore[arg-type]
         return hits[0] if single else hits

@@ -96,7 +96,7 @@ class Reading:
     def examine(self, document: Document) -> Pending | None:
         """Return ``document`` with its passages, or None if it is stored as it stands or cannot be."""
         if document.id in self.seen:
-            self._skip(document, f"the id {document.id!r} was given before, by {self.seen[document.id]}")
+            self._skip(document.source, f"the id {document.id!r} was given before, by {self.seen[document.id]}")
             return None
         self.seen[document.id] = document.source
         hashed = content_hash(document.fingerprint, None if self.split is None else asdict(self.split))
@@ -107,7 +107,7 @@ class Reading:
         passages = document_passages(document, self.split)
         ids = {passage.id for passage in passages}
         if taken := ids & self.passage_ids.keys():
-            self._skip(document, f"its passage {min(taken)!r} has the id of another document's")
+            self._skip(document.source, f"its passage {min(taken)!r} has the id of another document's")
             return None
         self.passage_ids |= dict.fromkeys(ids, document.id)
         self.added += stored is None
@@ -122,16 +122,13 @@ class Reading:
         taken = {self.passage_ids[i]: i for i, owner in owners.items() if owner not in (None, self.passage_ids[i])}
         for document_id, passage_id in taken.items():
             reason = f"its passage {passage_id!r} has the id of one of the stored document {owners[passage_id]!r}"
-            self._skip_source(self.seen[document_id], reason)
+            self._skip(self.seen[document_id], reason)
             self.added -= document_id not in self.stored
             self.updated -= document_id in self.stored
         self.passage_ids = {id_: document for id_, document in self.passage_ids.items() if document not in taken}
         return {*taken}
 
-    def _skip(self, document: Document, reason: str) -> None:
-        self._skip_source(document.source, reason)
-
-    def _skip_source(self, source: str | None, reason: str) -> None:
+    def _skip(self, source: str | None, reason: str) -> None:
         self.skipped.append(Skipped(source or "", f"{source}: {reason}; give each its own id"))
 
 

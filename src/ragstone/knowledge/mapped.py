@@ -2,7 +2,7 @@
 
 Lance stores vectors of 64 numbers or more that are never null as they are, one after the other, page by page; strings
 that are kept apart and not compressed have their length before them, and a page's table says where each begins. Where a
-file's description says so, a value is read from its place in the file: 20 times as fast as through Lance. Files are
+file's description says so, a value is read from its place in the file, many times as fast as through Lance. Files are
 never changed once they are written. What the operating system holds of them it can drop at any time.
 """
 
