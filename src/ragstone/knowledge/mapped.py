@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-__all__ = ["APART", "MappedTexts", "MappedVectors"]
+__all__ = ["APART", "DataFiles", "MappedTexts", "MappedVectors"]
 
 APART = {"lance-encoding:structural-encoding": "fullzip", "lance-encoding:compression": "none"}
 """Metadata of a column of strings, by which it can be mapped (but for a column of few different ones)."""
@@ -81,19 +81,49 @@ class _TextPages:
         return _as_objects([str(content[begin:end], "utf-8") for begin, end in bounds])
 
 
+class DataFiles:
+    """The data files of one version of a ``dataset`` in the folder ``path``, each looked at once for all columns."""
+
+    def __init__(self, path: Path, dataset: Any) -> None:
+        self.dataset = dataset
+        self.fragments = {fragment.fragment_id: fragment.metadata for fragment in dataset.get_fragments()}
+        self._path = path
+        self._opened: dict[str, tuple[Any, mmap.mmap] | None] = {}
+
+    def open(self, file: Any) -> tuple[Any, mmap.mmap] | None:
+        """Return how a file describes its columns, and the file, of which only what is looked at is read.
+
+        None if it is not as long as it was written: reading past its end would end the process.
+        """
+        if file.path not in self._opened:
+            self._opened[file.path] = self._map(self._path / "data" / file.path, file.file_size_bytes)
+        return self._opened[file.path]
+
+    @staticmethod
+    def _map(path: Path, size: int) -> tuple[Any, mmap.mmap] | None:
+        from lance.file import LanceFileReader
+
+        if path.stat().st_size != size:
+            return None
+        columns = LanceFileReader(str(path)).metadata().columns
+        with path.open("rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)  # or each value would bring its neighbours from the disk
+        return columns, mapped
+
+
 class _MappedColumn(ABC):
-    """The column ``column`` of one version of a dataset in the folder ``path``.
+    """The column ``column`` of one version of a dataset.
 
     A fragment's file is looked at when one of its rows is first wanted; then some rows are compared with what Lance
     reads. A fragment whose values cannot be mapped is left to Lance.
     """
 
-    def __init__(self, path: Path, dataset: Any, column: str) -> None:
-        self._path = path
-        self._dataset = dataset
+    def __init__(self, files: DataFiles, column: str) -> None:
+        self._files = files
         self._column = column
-        self._field = dataset.lance_schema.field(column).id()
-        self._fragments = {fragment.fragment_id: fragment.metadata for fragment in dataset.get_fragments()}
+        self._field = files.dataset.lance_schema.field(column).id()
         self._opened: dict[int, Any] = {}
 
     def take(self, row_ids: np.ndarray, addresses: np.ndarray) -> np.ndarray:
@@ -115,12 +145,16 @@ class _MappedColumn(ABC):
             else:
                 values[mine] = pages.take(offsets[mine])
         if unread.any():
-            values[unread] = self._values(self._dataset._take_rows(row_ids[unread], columns=[self._column]))
+            values[unread] = self._read(row_ids[unread])
         return values
+
+    def _read(self, row_ids: np.ndarray) -> np.ndarray:
+        """Return the values (n, …) of ``row_ids`` (n,) as Lance reads them."""
+        return self._values(self._files.dataset._take_rows(row_ids, columns=[self._column]))
 
     def _open(self, fragment: int, row_ids: np.ndarray, offsets: np.ndarray) -> Any:
         """Map a fragment; return None if its file is not as simple as it has to be, or ``row_ids`` read otherwise."""
-        metadata = self._fragments[fragment]
+        metadata = self._files.fragments[fragment]
         if getattr(metadata, "overlays", None):
             return None
         holding = [file for file in metadata.files if self._field in file.fields]
@@ -129,23 +163,20 @@ class _MappedColumn(ABC):
         with contextlib.suppress(OSError, ValueError):
             pages = self._map(holding[0], metadata.physical_rows)
             some = slice(_CHECKED_ROWS)
-            if pages is not None:
-                read = self._values(self._dataset._take_rows(row_ids[some], columns=[self._column]))
-                return pages if np.array_equal(pages.take(offsets[some]), read) else None
+            if pages is not None and np.array_equal(pages.take(offsets[some]), self._read(row_ids[some])):
+                return pages
         return None
 
     def _map(self, file: Any, rows: int) -> Any:
-        from lance.file import LanceFileReader
-
-        path = self._path / "data" / file.path
-        if path.stat().st_size != file.file_size_bytes:  # reading past the end of a file would end the process
+        opened = self._files.open(file)
+        if opened is None:
             return None
-        column = file.column_indices[list(file.fields).index(self._field)]
-        described = LanceFileReader(str(path)).metadata().columns[column].pages
+        columns, mapped = opened
+        described = columns[file.column_indices[list(file.fields).index(self._field)]].pages
         found = [self._place("".join(str(page.encoding).split()), page.buffers) for page in described]
         if None in found or sum(place[0] for place in found if place) != rows:
             return None
-        return self._pages(_map_file(path), np.array(found).T)
+        return self._pages(mapped, np.array(found).T)
 
     @abstractmethod
     def _empty(self, count: int) -> np.ndarray:
@@ -167,8 +198,8 @@ class _MappedColumn(ABC):
 class MappedVectors(_MappedColumn):
     """A column of vectors of ``width`` numbers: values are (n, D)."""
 
-    def __init__(self, path: Path, dataset: Any, column: str, width: int) -> None:
-        super().__init__(path, dataset, column)
+    def __init__(self, files: DataFiles, column: str, width: int) -> None:
+        super().__init__(files, column)
         self._width = width
 
     def _empty(self, count: int) -> np.ndarray:
@@ -212,15 +243,6 @@ class MappedTexts(_MappedColumn):
     def _pages(self, file: mmap.mmap, places: np.ndarray) -> Any:
         tables = [np.frombuffer(file, f"<u{size}", count + 1, place) for count, _, place, size in places.T.tolist()]
         return _TextPages(_starts(places[0]), places[1], tables, np.frombuffer(file, np.uint8))
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    """Return a file of which only what is looked at is read."""
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):
-        mapped.madvise(mmap.MADV_RANDOM)  # or each value would bring its neighbours from the disk
-    return mapped
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ragstone.knowledge.faults import first_sentence, reading, writing
 from ragstone.knowledge.history import History
 from ragstone.knowledge.ledger import VersionGuard, ledger_of
 from ragstone.knowledge.manifest import PASSAGES_FOLDER
-from ragstone.knowledge.mapped import APART, MappedTexts, MappedVectors
+from ragstone.knowledge.mapped import APART, DataFiles, MappedTexts, MappedVectors
 from ragstone.knowledge.passages import Passage, stored_passages
 
 __all__ = ["PassageStore", "Rows", "StoredDocument", "passage_schema", "passage_table", "vector_column"]
@@ -263,8 +263,9 @@ class PassageStore:
             order = np.argsort(_row_ids(table), kind="stable")
             names = ("_rowid", "_row_last_updated_at_version", "_rowaddr")
             rows = Rows(*(table[name].to_numpy()[order] for name in names))
-            columns: Columns = {name: MappedTexts(self.path, self._dataset, name) for name in _MAPPED}
-            columns[self.vector_name] = MappedVectors(self.path, self._dataset, self.vector_name, self.width)
+            files = DataFiles(self.path, self._dataset)
+            columns: Columns = {name: MappedTexts(files, name) for name in _MAPPED}
+            columns[self.vector_name] = MappedVectors(files, self.vector_name, self.width)
             self._rows = version, rows, columns
         return self._rows[1:]
 
