@@ -78,8 +78,9 @@ def evaluate_model(
             raise InputError(f"The folder of {path} does not exist; make it or write elsewhere.")
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the file to write.")
-    for question in questions if run_out is not None else ():
-        check_run_id(question.id)
+    if run_out is not None:
+        for question in questions:
+            check_run_id(question.id)
     base = KnowledgeBase.open(folder, device=device, dtype=dtype)
     with working("Loading the model"):
         rag = RagPipeline.from_pretrained(model, knowledge_base=base, method=method, device=device, dtype=dtype)  # type: ignore[arg-type]

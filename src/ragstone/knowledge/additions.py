@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from ragstone.errors import InputError, KnowledgeBaseError
-from ragstone.knowledge.checks import check_vectors
+from ragstone.knowledge.checks import check_vectors, numbers_differ
 from ragstone.knowledge.encoding import TextEncoder, encode_passages
 from ragstone.knowledge.passages import Passage
 from ragstone.knowledge.storage import PassageStore, passage_schema, passage_table
@@ -43,7 +43,7 @@ def store_many(
         return _commit(rows, store.append)
     held = [*passages]
     if vectors is not None and len(vectors) != len(held):
-        raise _differ(len(vectors), len(held))
+        raise numbers_differ("vectors", len(vectors), len(held))
     last = {passage.id: place for place, passage in enumerate(held)}
     places = np.fromiter(last.values(), np.int64, len(last))
     rows = _Rows(store, (held[place] for place in places), vectors, load_encoder, places)
@@ -82,7 +82,7 @@ class _Rows:
                 start, self.count = self.count, self.count + len(piece)
                 yield from passage_table(piece, self._matrix(piece, start)).to_batches()
             if self.vectors is not None and self.places is None and len(self.vectors) > self.count:
-                raise _differ(len(self.vectors), self.count)
+                raise numbers_differ("vectors", len(self.vectors), self.count)
         except Exception as error:
             self.error = error
             raise
@@ -103,11 +103,5 @@ class _Rows:
         part = slice(start, start + len(piece))
         rows = self.vectors[part if self.places is None else self.places[part]]
         if len(rows) < len(piece):
-            raise _differ(len(self.vectors), f"at least {self.count}")
+            raise numbers_differ("vectors", len(self.vectors), f"at least {self.count}")
         return check_vectors("vectors", rows, self.store.width, start=start)
-
-
-def _differ(vectors: int, texts: int | str) -> InputError:
-    return InputError(
-        f"the numbers of vectors ({vectors}) and of texts ({texts}) differ; give one vector for each text"
-    )

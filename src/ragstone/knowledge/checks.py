@@ -21,6 +21,7 @@ __all__ = [
     "check_split",
     "check_vectors",
     "check_version",
+    "numbers_differ",
     "unusable",
 ]
 
@@ -97,15 +98,18 @@ def check_vectors(name: str, vectors: ArrayLike, width: int, count: int | None =
             f"{name} have the shape {np.shape(vectors)}; the base's vectors have width {width}: (n, {width})"
         )
     if count is not None and len(matrix) != count:
-        raise InputError(
-            f"the numbers of {name} ({len(matrix)}) and of texts ({count}) differ; give one vector for each text"
-        )
+        raise numbers_differ(name, len(matrix), count)
     bad = unusable(matrix)
     if bad.any():
         raise InputError(
             f"{name}: number {start + int(np.argmax(bad))} is NaN, infinite or too large; every number must be finite"
         )
     return matrix
+
+
+def numbers_differ(name: str, vectors: int, texts: int | str) -> InputError:
+    """Return what to raise where there are not as many ``vectors`` as ``texts``."""
+    return InputError(f"the numbers of {name} ({vectors}) and of texts ({texts}) differ; give one vector for each text")
 
 
 def check_version(version: Any) -> None:

@@ -157,7 +157,8 @@ def index_documents(
         for document in reading.pending(find_files(paths), workers, progress):
             spool.write(json.dumps(asdict(document)) + "\n")
         spool.seek(0)
-        left = reading.leave_alone(store.owners(reading.passage_ids))
+        owners = store.owners(reading.passage_ids)
+        left = reading.leave_alone(owners)
         total, done = len(reading.passage_ids), 0
 
         def encoded(count: int) -> None:
@@ -168,7 +169,7 @@ def index_documents(
         chunks = _chunks((document for document in map(_unspool, spool) if document.id not in left), chunk_passages)
         with encode_chunks(chunks, _passages, load_encoder, workers=workers, encoded=encoded) as made:
             for chunk, vectors in made:
-                _store(store, chunk, vectors, reading.stored)
+                _store(store, chunk, vectors, reading.stored, owners)
     removed = _gone(reading, paths) if prune else []
     store.delete("document_id", removed)
     store.index_words(all_rows=True)
@@ -209,9 +210,16 @@ def _passages(documents: Sequence[Pending]) -> list[Passage]:
 
 
 def _store(
-    store: PassageStore, documents: Sequence[Pending], vectors: np.ndarray, stored: Mapping[str, StoredDocument]
+    store: PassageStore,
+    documents: Sequence[Pending],
+    vectors: np.ndarray,
+    stored: Mapping[str, StoredDocument],
+    owners: Mapping[str, str | None],
 ) -> None:
-    """Put ``documents``, whose passages have the ``vectors`` (n, D), in the place of what is stored, in one commit."""
+    """Put ``documents``, whose passages have the ``vectors`` (n, D), in the place of what is stored, in one commit.
+
+    ``stored`` are the documents, and ``owners`` those of passages with ids of these, that there were before the run.
+    """
     passages = _passages(documents)
     table = passage_table(
         passages,
@@ -220,7 +228,7 @@ def _store(
         content_hashes=[document.content_hash for document in documents for _ in document.passages],
     )
     replaced = [document.id for document in documents if document.id in stored]
-    if replaced or store.find(passage.id for passage in passages):
+    if replaced or not owners.keys().isdisjoint(passage.id for passage in passages):
         store.merge(table, replaced)
     else:
         store.append(table)
