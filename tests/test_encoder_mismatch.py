@@ -74,7 +74,7 @@ def test_a_base_that_moves_to_another_encoder_is_noticed_at_the_next_search(tmp_
         rag("who wrote hamlet?", k=2, max_new_tokens=1)
 
 
-def test_a_model_that_is_still_loading_is_checked_at_its_first_search(tmp_path, caplog):
+def test_a_model_that_is_loaded_with_its_retriever_is_checked(tmp_path, caplog):
     for seed, said in ((0, 0), (5, 1)):
         base = base_of(tmp_path / f"kb{seed}", encoder(seed=seed))
         model, tokenizer = tiny_rag("token")

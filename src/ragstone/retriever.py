@@ -152,8 +152,8 @@ class RagRetriever:
         """
         spec = self.index.encoder_spec if isinstance(self.index, KnowledgeBase) else None
         model, config = self._question_encoder, self.config
-        if spec is None or model is None or not self.check_encoders or model.device.type == "meta":
-            return  # on "meta" its weights are yet to be loaded: it is checked at the first search
+        if spec is None or model is None or not self.check_encoders:
+            return
         self._checked = str(spec["fingerprint"])
         assert isinstance(self.index, KnowledgeBase)
         where = f"{self.index.path} holds vectors of the encoder {spec['name']!r}"

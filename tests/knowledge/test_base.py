@@ -1,5 +1,8 @@
+import copy
+import gc
 import json
 import math
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +160,21 @@ def test_a_writer_builds_on_what_another_wrote(kb):
         other.add([Passage("a", text="again")])
     other.add([Passage("b", text="b")])
     assert len(other) == 2
+
+
+def test_a_deep_copy_reads_on_by_itself(kb):
+    kb.add([Passage("a", text="alpha"), Passage("b", text="beta")])
+    kb.search("alpha")  # files are open and mapped from now on
+    copied = copy.deepcopy(kb)
+    version = copied.version
+    kb.delete(["a"])
+    assert [hit.passage.id for hit in copied.search("alpha", k=1)] == ["a"]
+    path = kb.path
+    del kb
+    gc.collect()
+    KnowledgeBase.open(path, encoder=ToyEncoder()).compact(keep=timedelta(0))
+    assert copied.version == version
+    assert [passage.id for passage in copied.get(["b", "a"])] == ["b", "a"]
 
 
 # Opening and creating

@@ -114,6 +114,8 @@ def test_nothing_younger_than_keep_goes_and_none_keeps_all(kb):
         assert len(KnowledgeBase.open(kb.path, version=version)) == version - 3
     with pytest.raises(InputError, match=r"keep=-1 day.*timedelta\(0\)"):
         kb.compact(timedelta(days=-1))
+    with pytest.raises(InputError, match=r"keep=7 must be a timedelta"):
+        kb.compact(keep=7)
 
 
 def test_rows_of_any_state_are_found_by_word_before_and_after_compaction(tmp_path):

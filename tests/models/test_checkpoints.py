@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -210,6 +211,7 @@ def test_the_retriever_can_be_passed_and_is_no_part_of_the_weights(tmp_path):
     model, tokenizer = tiny_rag()
     model.save_pretrained(tmp_path)
     retriever = ToyRetriever(model.config, tokenizer)
+    retriever.held = threading.Lock()  # such things cannot be copied
     loaded = RagTokenForGeneration.from_pretrained(tmp_path, retriever=retriever)
     assert loaded.retriever is retriever
     assert same_weights(loaded, model)

@@ -16,6 +16,7 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ragstone.errors import KnowledgeBaseError
 
@@ -35,6 +36,9 @@ class Lease:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             weakref.finalize(self, _release, path, descriptor, os.getpid())
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lease:
+        return self  # a copy of its own would hold nothing
 
 
 @contextlib.contextmanager

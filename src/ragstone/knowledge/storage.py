@@ -131,6 +131,9 @@ class PassageStore:
         self._described: tuple[int, pa.Schema, int] | None = None  # columns and rows of a version
         self._guard = VersionGuard(path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PassageStore:
+        return PassageStore(self.path, self._dataset.checkout_version(self.version))  # mapped files are not copied
+
     @classmethod
     def create(cls, folder: Path, width: int) -> PassageStore:
         """Make the empty dataset in ``folder``."""

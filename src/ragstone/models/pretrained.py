@@ -128,6 +128,7 @@ class RagPreTrainedModel(PreTrainedModel):
         if saved is not None and saved.base_model is not None:
             return _on_base(cls, Path(name_or_path), saved, *args, **kwargs)
         wants_report = kwargs.pop("output_loading_info", False)
+        retriever = kwargs.pop("retriever", None)  # transformers makes a deep copy of every option
         kwargs = {**local.hub_options(name_or_path), **kwargs}
         try:
             with quiet():
@@ -147,6 +148,7 @@ class RagPreTrainedModel(PreTrainedModel):
                 f"The checkpoint {str(name_or_path)!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
                 "it is damaged, or no RAG checkpoint."
             )
+        model.set_retriever(retriever)
         return (model, report) if wants_report else model
 
     @property
