@@ -385,7 +385,9 @@ class KnowledgeBase:
             keep: how long a version stays after it was replaced. None: for ever.
         """
         if keep is not None and not isinstance(keep, timedelta):
-            raise InputError(f"keep={keep!r} must be a timedelta, such as timedelta(days=7), or None to keep all versions")
+            raise InputError(
+                f"keep={keep!r} must be a timedelta, such as timedelta(days=7), or None to keep all versions"
+            )
         if keep is not None and keep < timedelta():
             raise InputError(f"keep={keep} is negative; give timedelta(0) to keep nothing but what is in use")
         started, before = time.monotonic(), folder_bytes(self.path)
