@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,11 @@ from ragstone.testing import ToyEncoder
 @pytest.fixture
 def quantised(monkeypatch):
     monkeypatch.setattr(search, "EXACT_BELOW", 0)
+
+
+def vectors_held(hits, ids, vectors):
+    """Whether each hit carries the vector of its passage."""
+    return all(np.array_equal(hit.vector, vectors[ids.index(hit.passage.id)]) for hit in hits)
 
 
 # Exact search
@@ -65,8 +72,9 @@ def test_a_hit_carries_the_vector_its_score_comes_from(tmp_path):
     vectors = low_dimensional(50, 20, seed=0)
     kb, ids = filled(tmp_path / "kb", vectors)
     question = low_dimensional(1, 20, seed=1)[0]
-    for hit in kb.search(vectors=question, k=5):
-        assert hit.vector.tolist() == vectors[ids.index(hit.passage.id)].tolist()
+    hits = kb.search(vectors=question, k=5)
+    assert vectors_held(hits, ids, vectors)
+    for hit in hits:
         assert hit.score == pytest.approx(float(hit.vector @ question), rel=1e-5)
     assert "vector" not in repr(hit)
 
@@ -164,6 +172,25 @@ def test_hits_carry_their_score_by_words(plays):
     assert {hit.passage.id for hit in fused} > set(words)  # search by vector finds every passage
     assert [hit.keyword_score for hit in fused] == [words.get(hit.passage.id, 0.0) for hit in fused]
     assert {hit.keyword_score for hit in plays.search(question, k=100)} == {0.0}
+
+
+def test_hits_carry_their_vector_however_they_were_found(tmp_path):
+    encoder = ToyEncoder(32)
+    vectors, ids = low_dimensional(300, 32, seed=0), [f"p{place}" for place in range(300)]
+    kb = KnowledgeBase.create(tmp_path / "kb", encoder=encoder)
+    kb.add([Passage(id_, text="word " * (1 + place % 7)) for place, id_ in enumerate(ids)], vectors=vectors)
+    near = {hit.passage.id for hit in kb.search("word", k=50)}  # as many as hybrid search looks up by vector
+    fused, words = (kb.search(["word", "words"], k=10, search=method) for method in ("hybrid", "keyword"))
+    assert not {hit.passage.id for hit in fused[0]} <= near
+    assert [len(hits) for hits in fused] == [10, 10]
+    assert all(vectors_held(hits, ids, vectors) for hits in [*fused, *words])
+
+
+def test_a_search_leaves_the_garbage_collector_as_it_was(plays):
+    for state, switch in ((False, gc.disable), (True, gc.enable)):
+        switch()
+        plays.search("a prince", k=2)
+        assert gc.isenabled() is state
 
 
 def test_a_passage_below_all_that_were_looked_up_has_at_most_the_last_score():

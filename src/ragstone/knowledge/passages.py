@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from ragstone.errors import InputError
 
@@ -23,10 +23,10 @@ __all__ = [
     "check_text",
     "content_hash",
     "fits",
+    "instances",
     "iter_passages",
     "record_fields",
     "split_text",
-    "stored_passages",
 ]
 
 
@@ -59,15 +59,18 @@ class Passage:
         check_metadata(f"metadata of passage {self.id!r}", self.metadata)
 
 
-_PUT = [getattr(Passage, entry.name).__set__ for entry in fields(Passage)]
+Kind = TypeVar("Kind")
 
 
-def stored_passages(columns: Sequence[Sequence[Any]]) -> list[Passage]:
-    """Return n passages of which ``columns`` hold the values (n,), a column per field; they were checked when stored."""
-    passages = [Passage.__new__(Passage) for _ in columns[0]]
-    for put, values in zip(_PUT, columns, strict=True):
-        deque(map(put, passages, values), maxlen=0)
-    return passages
+def instances(kind: type[Kind], columns: Sequence[Sequence[Any]]) -> list[Kind]:
+    """Return n instances of the dataclass ``kind``, which has slots, without its checks: ``columns`` hold their values.
+
+    There is a column (n,) per field, in the fields' order.
+    """
+    made = [kind.__new__(kind) for _ in columns[0]]
+    for entry, values in zip(fields(kind), columns, strict=True):  # type: ignore[arg-type]
+        deque(map(getattr(kind, entry.name).__set__, made, values), maxlen=0)
+    return made
 
 
 def check_text(name: str, value: object) -> None:

@@ -49,7 +49,8 @@ class Ranking:
 
 def rank(row_ids: np.ndarray, passage_ids: Sequence[str], scores: np.ndarray, k: int) -> Ranking:
     """Return the ``k`` best of n candidates by descending score; equal scores are ordered by passage id."""
-    order = sorted(range(len(row_ids)), key=lambda i: (-scores[i], passage_ids[i]))[:k]
+    keys = [*zip((-scores).tolist(), passage_ids, strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)[:k]
     return Ranking(row_ids, list(passage_ids), scores).at(order)
 
 
@@ -91,11 +92,12 @@ def exact_candidates(blocks: Iterable[Block], questions: np.ndarray, k: int) -> 
 
 def rescore(
     store: PassageStore, candidates: Sequence[np.ndarray], questions: np.ndarray, k: int, *, named: bool = False
-) -> list[Ranking]:
-    """Return the ``k`` best of each question's candidates by q·d, summed in float64 and rounded to float32.
+) -> tuple[list[Ranking], Block]:
+    """Return the ``k`` best of each question's candidates by q·d, and the vectors of all candidates, sorted by row id.
 
-    So a passage has the same score whichever way it was found. Passage ids are read for all that are found if they are
-    to be ``named``, else only for those with equal scores, which the ids put in order; the others have "".
+    Products are summed in float64 and rounded to float32, so a passage has the same score whichever way it was found.
+    Passage ids are read for all that are found if they are to be ``named``, else only for those with equal scores, which
+    the ids put in order; the others have "".
     """
     union = np.unique(np.concatenate(candidates))
     vectors = store.vectors_of(union)
@@ -110,7 +112,8 @@ def rescore(
         kept.append((union[places], scores))
     needed = np.unique(np.concatenate([row_ids if named else row_ids[_equal(scores)] for row_ids, scores in kept]))
     passage_ids = dict(zip(needed.tolist(), store.ids_of(needed), strict=True))
-    return [rank(ids, [passage_ids.get(i, "") for i in ids.tolist()], scores, k) for ids, scores in kept]
+    rankings = [rank(ids, [passage_ids.get(i, "") for i in ids.tolist()], scores, k) for ids, scores in kept]
+    return rankings, (union, vectors)
 
 
 def _equal(scores: np.ndarray) -> np.ndarray:

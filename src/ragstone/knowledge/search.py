@@ -5,10 +5,13 @@ Candidates come from quantised codes in memory, or from an index on disk where t
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +20,7 @@ import numpy as np
 from ragstone.knowledge.codes import Codes, codes_bytes, current_codes
 from ragstone.knowledge.disk_index import DiskIndex
 from ragstone.knowledge.memory import default_memory
-from ragstone.knowledge.passages import Passage
+from ragstone.knowledge.passages import Passage, instances
 from ragstone.knowledge.ranking import Block, Ranking, exact_candidates, fuse, rank, rescore, spread
 from ragstone.knowledge.selftest import LEAST_RECALL, SelfTest, measure, read_self_test, write_self_test
 from ragstone.knowledge.storage import PassageStore
@@ -34,6 +37,7 @@ _FEW_ALLOWED = 2000  # rows that fulfil a predicate: they are all compared
 _REMEMBERED_PREDICATES = 8
 _DEEPEST = 10_000  # passages of a ranking that are looked through for other documents
 _SLICE_BYTES = 256 << 20  # of candidates' vectors at a time
+_NOTHING: Block = np.empty(0, np.uint64), np.empty((0, 1), np.float32)
 
 _NO_INDEX = (
     "has no index for search by vector and its codes would not fit the memory given; all vectors are compared, which "
@@ -158,18 +162,22 @@ class Searcher:
         for start in range(0, count, step):
             part = slice(start, start + step)
             some_texts, some_vectors = (None if both is None else both[part] for both in (texts, vectors))
-            rankings = self._spread(store, some_texts, some_vectors, options)  # type: ignore[arg-type]
-            hits += _hits(store, rankings, options.min_score)
+            rankings, read = self._spread(store, some_texts, some_vectors, options)  # type: ignore[arg-type]
+            with _uncollected():
+                hits += _hits(store, rankings, read, options.min_score)
         return hits
 
     def _spread(
         self, store: PassageStore, texts: Sequence[str] | None, vectors: np.ndarray | None, options: SearchOptions
-    ) -> list[Ranking]:
-        """Return rankings with at most ``per_document`` passages of a document, from as long ones as that takes."""
+    ) -> tuple[list[Ranking], Block]:
+        """Return rankings with at most ``per_document`` passages of a document, from as long ones as that takes.
+
+        With them come the vectors that were read for them.
+        """
         k, depth = options.k, options.k
-        rankings = self._rankings(store, texts, vectors, depth, options)
+        rankings, read = self._rankings(store, texts, vectors, depth, options)
         if options.per_document is None:
-            return rankings
+            return rankings, read
         while True:
             union = np.unique(np.concatenate([ranking.row_ids for ranking in rankings]))
             documents = store.fetch(union, ["document_id"])["document_id"].to_pylist()
@@ -179,9 +187,9 @@ class Searcher:
             ]
             short = [len(r.row_ids) == depth and len(c.row_ids) < k for r, c in zip(rankings, chosen, strict=True)]
             if not any(short) or depth >= max(_DEEPEST, k):
-                return chosen
+                return chosen, read
             depth = min(4 * depth, max(_DEEPEST, k))
-            rankings = self._rankings(store, texts, vectors, depth, options)
+            rankings, read = self._rankings(store, texts, vectors, depth, options)
 
     def _rankings(
         self,
@@ -190,15 +198,15 @@ class Searcher:
         vectors: np.ndarray | None,
         k: int,
         options: SearchOptions,
-    ) -> list[Ranking]:
+    ) -> tuple[list[Ranking], Block]:
         where = options.where
         if options.method == "keyword":
-            return [_by_words(store, text, k, where) for text in texts or ()]
+            return [_by_words(store, text, k, where) for text in texts or ()], _NOTHING
         if options.method == "hybrid":
             depth = max(_LEAST_CANDIDATES, 4 * k)
-            dense = self._by_vector(store, vectors, depth, "dense", where, named=True)
+            dense, read = self._by_vector(store, vectors, depth, "dense", where, named=True)
             words = [_by_words(store, text, depth, where) for text in texts or ()]
-            return [fuse(pair, k).with_words(pair[1], depth) for pair in zip(dense, words, strict=True)]
+            return [fuse(pair, k).with_words(pair[1], depth) for pair in zip(dense, words, strict=True)], read
         return self._by_vector(store, vectors, k, options.method, where)
 
     def _by_vector(
@@ -210,9 +218,9 @@ class Searcher:
         where: str | None,
         *,
         named: bool = False,
-    ) -> list[Ranking]:
+    ) -> tuple[list[Ranking], Block]:
         if vectors is None:
-            return []
+            return [], _NOTHING
         return rescore(store, self._candidates(store, vectors, k, method, where), vectors, k, named=named)
 
     def _candidates(
@@ -294,15 +302,40 @@ def _by_words(store: PassageStore, question: str, k: int, where: str | None) -> 
     return replace(found, keyword_scores=found.scores)
 
 
-def _hits(store: PassageStore, rankings: Sequence[Ranking], min_score: float | None) -> list[list[Hit]]:
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking through all objects of the process, time and again, while thousands are made."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _hits(store: PassageStore, rankings: Sequence[Ranking], read: Block, min_score: float | None) -> list[list[Hit]]:
+    """Return what the passages of ``rankings`` are. Vectors that were ``read`` already are not read again."""
     if min_score is not None:
         rankings = [ranking.at(np.flatnonzero(ranking.scores >= min_score)) for ranking in rankings]
-    union = np.unique(np.concatenate([np.empty(0, np.uint64), *(ranking.row_ids for ranking in rankings)]))
-    passages, matrix = store.fetch_passages(union)
-    vectors, hits = [*matrix], []
-    for ranking in rankings:
-        words = np.zeros(len(ranking.scores)) if ranking.keyword_scores is None else ranking.keyword_scores
-        places = np.searchsorted(union, ranking.row_ids)
-        rows = zip(places.tolist(), ranking.scores.tolist(), words.tolist(), strict=True)
-        hits.append([Hit(passages[place], score, vectors[place], word) for place, score, word in rows])
-    return hits
+    union, places = np.unique(np.concatenate([ranking.row_ids for ranking in rankings]), return_inverse=True)
+    passages, vectors = store.passages_of(union), [*_vectors_of(store, union, read)]
+    words = [np.zeros(len(r.scores)) if r.keyword_scores is None else r.keyword_scores for r in rankings]
+    columns = [
+        [passages[place] for place in places.tolist()],
+        np.concatenate([ranking.scores for ranking in rankings]).tolist(),
+        [vectors[place] for place in places.tolist()],
+        np.concatenate(words).tolist(),
+    ]
+    hits = iter(instances(Hit, columns))
+    return [list(islice(hits, len(ranking.scores))) for ranking in rankings]
+
+
+def _vectors_of(store: PassageStore, row_ids: np.ndarray, read: Block) -> np.ndarray:
+    """Return the vectors (n, D) of the rows ``row_ids`` (n,), which are sorted, of those ``read`` and of the store."""
+    _, here, there = np.intersect1d(row_ids, read[0], assume_unique=True, return_indices=True)
+    vectors = np.empty((len(row_ids), store.width), np.float32)
+    vectors[here] = read[1][there]
+    rest = np.delete(np.arange(len(row_ids)), here)
+    vectors[rest] = store.vectors_of(row_ids[rest])
+    return vectors

@@ -66,7 +66,7 @@ def measure(store: PassageStore, way: str, candidates: Candidates, breadths: Seq
     noise = random.standard_normal(vectors.shape, np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
     questions = vectors + _NOISE * lengths * noise
-    best = rescore(store, exact_candidates(store.vectors(), questions, k), questions, k)
+    best, _ = rescore(store, exact_candidates(store.vectors(), questions, k), questions, k)
     recall, breadth = 0.0, breadths[0]
     for breadth in breadths:
         found = candidates(questions, k, breadth)
