@@ -16,7 +16,7 @@ learn --adapters "$work/read" --out "$work/gold" -k 1 --with-positives --freeze-
     --lora-dropout 0.1 --warmup-steps 20 --steps 512 --save-every 100 --seed 4
 python "$here/ship.py" "$work/gold" "$work/generator-only" --parts generator --score-scale 8 --keyword-scale 0.2 --extractive
 # Both parts and τ, from the gold passage and the nearest other one; the generator writes nothing where the answer does not stand.
-joint() { learn -k 2 --decline-weight 1 --question-encoder-lora-rank 4 --learn-score-scale --learning-rate 4e-4 --warmup-steps 15 "$@"; }
+joint() { learn -k 2 --decline-weight 1 --score-scale 40 --question-encoder-lora-rank 4 --learn-score-scale --learning-rate 4e-4 --warmup-steps 15 "$@"; }
 joint --adapters "$work/read" --out "$work/joint" --with-positives --batch-size 8 --question-encoder-learning-rate 2e-4 \
     --steps 220 --save-every 40 --seed 1
 # The same with the passages of the batch, each read once (shared_passages.py measures that).

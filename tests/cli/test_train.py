@@ -110,6 +110,14 @@ def test_a_second_run_into_the_same_folder_goes_on_or_is_refused(train, tmp_path
     [
         (["--preset", "paper"], "no preset"),
         (["--eval-every", "1"], "--dev"),
+        (["--patience", "1"], "--eval-every"),
+        (["--epochs", "0"], "--epochs is 0.0"),
+        (["--epochs", "nan"], "--epochs is nan"),
+        (["--label-smoothing", "nan"], "label_smoothing is nan"),
+        (["--label-smoothing", "1"], "below 1"),
+        (["--score-scale", "inf"], "score_scale is inf"),
+        (["--seed", "-1"], "--seed"),
+        (["--dev-metric", "foo"], "dev_metric is 'foo'"),
         (["--answers", "most"], "answers"),
         (["--adapters", "anywhere"], "give the ranks"),
         (["--freeze-generator", "--freeze-question-encoder"], "Nothing is left"),
@@ -121,6 +129,37 @@ def test_what_cannot_be_is_refused_in_one_sentence(train, wrong, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_model_to_start_from_is_not_written_over(train, models):
+    before = (models / "rag" / "config.json").read_bytes()
+    for folder in (models / "rag", models / "rag" / "config.json"):
+        done = train("--steps", 1, "--lora-rank", 2, "--out", folder)
+        assert done.returncode == 2
+        assert "name another folder" in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+    assert (models / "rag" / "config.json").read_bytes() == before
+
+
+def test_dev_questions_are_measured_at_the_end_where_nothing_else_is_said(train, questions):
+    done = train("--steps", 1, "--dev", questions, "--dev-metric", "f1", "--json")
+    assert {"eval_loss", "eval_f1"} <= set(json.loads(done.stdout))
+
+
+def test_a_run_of_a_preset_chooses_among_its_labels(train, tmp_path):
+    claims = tmp_path / "claims.jsonl"
+    rows = [{"question": "Paris is a city", "answers": ["SUPPORTS"]}, {"question": "Radium", "answers": ["REFUTES"]}]
+    claims.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = ["--steps", 1, "-k", 2, "--test-k", 2, "--dev", claims, "--dev-metric", "accuracy", "--json"]
+    done = train("--preset", "fever2", *settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["eval_accuracy"] in (0.0, 0.5, 1.0)
+
+
+def test_a_resumption_without_a_checkpoint_says_that_it_begins_anew(train):
+    done = train("--steps", 1, "--resume")
+    assert done.returncode == 0
+    assert "begins anew" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from ragstone.marginal import any_answer_nll
 from ragstone.questions import Question
 from ragstone.testing import ToyEncoder, tiny_rag, toy_passages
 from ragstone.training import RagTrainer, TrainingOptions, last_checkpoint
+from ragstone.training.parts import fields_set
+from ragstone.training.retrieval import TrainingRetriever
 from ragstone.training.trainer import _SideBySide
 
 pytest.importorskip("accelerate")
@@ -33,6 +36,9 @@ QUESTIONS = [
     Question("how high is Mount Everest", ("8,849 metres", "8849 m"), "2", ("toy-1",)),
     Question("who discovered radium", ("Marie Curie",), "3", ("toy-2",)),
 ]
+
+
+GENERATOR_ADAPTER = TrainingOptions(k=2, lora_rank=2, train_question_encoder=False)
 
 
 @pytest.fixture
@@ -88,6 +94,11 @@ def trainer_of(
 
 def weights(model):
     return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def same_config(folder, model):
+    """Whether the model in ``folder`` is still described as ``model`` is."""
+    return type(model.config).from_pretrained(folder).base_model == model.config.base_model
 
 
 def changed(before, model):
@@ -194,7 +205,7 @@ def test_adapters_are_saved_beside_the_name_of_their_base_and_load_into_it(base,
 
 
 def test_a_run_can_begin_with_the_adapters_of_another(base, tmp_path):
-    first = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, lora_rank=2))
+    first = trainer_of(base, tmp_path / "out", options=GENERATOR_ADAPTER)
     first.base_model = "anywhere"
     first.train()
     first.save_model(tmp_path / "first")
@@ -206,8 +217,86 @@ def test_a_run_can_begin_with_the_adapters_of_another(base, tmp_path):
     for name, value in weights(second.model).items():
         if name in names:
             assert torch.equal(value, trained[name])
-    with pytest.raises(ModelError, match="cannot be gone on with"):
-        trainer_of(base, tmp_path / "out3", options=TrainingOptions(lora_rank=4, **options))
+    for kind, rank in (("llama", 4), ("gpt2", 2)):
+        with pytest.raises(ModelError, match="cannot be gone on with"):
+            trainer_of(base, tmp_path / "out3", kind=kind, options=TrainingOptions(lora_rank=rank, **options))
+
+
+def test_adapters_go_on_with_the_scale_they_were_trained_with(base, tmp_path):
+    first = trainer_of(base, tmp_path / "out", options=replace(GENERATOR_ADAPTER, lora_alpha=32), base_model="anywhere")
+    first.train()
+    first.save_model(tmp_path / "first")
+    adapters = replace(GENERATOR_ADAPTER, adapters=str(tmp_path / "first"))
+    second = trainer_of(base, tmp_path / "out2", options=adapters)
+    batch = {"questions": [q.question for q in QUESTIONS], "n_docs": 2}
+    batch["labels"] = first._batch([], ["Paris"] * len(QUESTIONS))["labels"]
+    torch.testing.assert_close(second.model.eval()(**batch).nll, first.model.eval()(**batch).nll)
+    with pytest.raises(InputError, match=r"lora_alpha is 8, but .* was trained with 32"):
+        trainer_of(base, tmp_path / "out3", options=replace(adapters, lora_alpha=8))
+
+
+def test_a_checkpoint_of_more_than_adapters_is_started_from_as_a_model(base, tmp_path):
+    first = trainer_of(base, tmp_path / "out", options=TrainingOptions(k=3, lora_rank=2), base_model="anywhere")
+    first.train()  # the question encoder learns whole
+    first.save_model(tmp_path / "first")
+    with pytest.raises(InputError, match=r"holds more than adapters .*name it as the model to start from"):
+        trainer_of(base, tmp_path / "out2", options=replace(GENERATOR_ADAPTER, adapters=str(tmp_path / "first")))
+
+
+def test_nothing_of_an_earlier_run_is_loaded_with_the_new_weights(base, tmp_path):
+    model, tokenizer = tiny_rag("token", "llama")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    for options in (
+        TrainingOptions(k=2, lora_rank=2),  # and the whole question encoder
+        TrainingOptions(k=2, lora_rank=2, question_encoder_lora_rank=2),
+        GENERATOR_ADAPTER,
+    ):
+        trainer = trainer_of(base, tmp_path / "out", options=options, base_model=str(tmp_path / "model"))
+        trainer.train()
+        trainer.save_model(tmp_path / "trained")
+    loaded = RagPipeline.from_pretrained(tmp_path / "trained", knowledge_base=base).model
+    question_encoder = weights(model.question_encoder)
+    assert not changed(question_encoder, loaded.question_encoder)
+    assert changed(weights(model.generator), loaded.generator)
+
+
+def test_adapters_are_not_written_over_their_model(base, tmp_path):
+    model, tokenizer = tiny_rag("token", "llama")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trainer = trainer_of(base, tmp_path / "out", options=GENERATOR_ADAPTER, base_model=str(tmp_path / "model"))
+    with pytest.raises(InputError, match="they need the model in it; name another folder"):
+        trainer.save_model(tmp_path / "model")
+    assert same_config(tmp_path / "model", model)
+    (tmp_path / "itself").mkdir()
+    with fields_set(model.config, base_model="."):
+        model.config.save_pretrained(tmp_path / "itself")
+    with pytest.raises(ModelError, match="names itself as the model it was trained on"):
+        type(model).from_pretrained(tmp_path / "itself")
+
+
+def test_how_a_model_searches_for_answers_is_saved_with_adapters(base, tmp_path):
+    model, tokenizer = tiny_rag("token", "llama")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trainer = trainer_of(base, tmp_path / "out", options=GENERATOR_ADAPTER, base_model=str(tmp_path / "model"))
+    trainer.model.generation_config.num_beams = 4
+    trainer.save_model(tmp_path / "trained")
+    assert type(model).from_pretrained(tmp_path / "trained").generation_config.num_beams == 4
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_run_that_diverges_ends_and_writes_nothing(base, tmp_path, frozen):
+    options = TrainingOptions(k=2, train_question_encoder=not frozen)
+    settings = {"max_steps": 20, "learning_rate": 1e12, "max_grad_norm": 0.0}
+    trainer = trainer_of(base, tmp_path / "out", options=options, **settings)
+    with pytest.raises(ModelError, match="diverged"):
+        trainer.train()
+    next(p for p in trainer.model.parameters() if p.requires_grad).data.fill_(torch.nan)
+    with pytest.raises(ModelError, match=r"hold NaN or infinity.*nothing is written"):
+        trainer.save_model(tmp_path / "trained")
+    assert not (tmp_path / "trained").exists()
 
 
 def test_adapters_without_a_base_are_merged_into_a_whole_checkpoint(base, tmp_path):
@@ -283,6 +372,96 @@ def test_passages_of_the_batch_take_the_place_of_a_search_but_not_on_the_dev_set
         assert row == (wanted if own in wanted else [wanted[0], own])
     out = trainer.model(questions=questions[:1], n_docs=2)
     assert torch.isneginf(out.doc_scores[:, 1]).all()  # there is no other passage in such a batch
+
+
+def test_questions_of_the_same_words_share_their_gold_passages_and_answers(base, tmp_path):
+    same = [Question("who?", ("Shakespeare",), "0", ("toy-0",)), Question("who?", ("Curie",), "1", ("toy-3",))]
+    options = TrainingOptions(k=8, with_positives=True, decline_weight=1.0)
+    retriever = trainer_of(base, tmp_path / "out", options=options).plain_retriever
+    training = TrainingRetriever(retriever, options, same)
+    assert training.positives == {"who?": ("toy-0", "toy-3")}
+    assert training.answers == {"who?": ("Shakespeare", "Curie")}
+
+
+def test_the_dev_loss_is_over_what_is_found_though_gold_passages_are_put_in_while_training(base, tmp_path):
+    losses = []
+    for gold in (False, True):
+        options = TrainingOptions(k=1, with_positives=gold)
+        losses.append(trainer_of(base, tmp_path / "out", options=options, dev=QUESTIONS, dropout=False).evaluate())
+    assert losses[0]["eval_loss"] == losses[1]["eval_loss"]
+
+
+def test_gold_passages_are_looked_up_before_the_first_step(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "QUESTIONS", [*QUESTIONS, Question("who?", ("nobody",), "4", ("toy-0", "nope"))])
+    for options in (TrainingOptions(with_positives=True), TrainingOptions(in_batch=True)):
+        with pytest.raises(InputError, match=r"lacks 1 of 5 gold passages, such as 'nope' of the question 'who\?'"):
+            trainer_of(base, tmp_path / "out", options=options)
+    monkeypatch.setitem(globals(), "QUESTIONS", [Question("who?", ("nobody",), "4")])
+    with pytest.raises(InputError, match="no question names one"):
+        trainer_of(base, tmp_path / "out", options=TrainingOptions(with_positives=True))
+
+
+def test_questions_for_which_no_passage_is_found_are_left_out(base, tmp_path, monkeypatch, caplog):
+    lost = Question("zzzzqq", ("nobody",), "4", ("toy-0",))
+    monkeypatch.setitem(globals(), "QUESTIONS", [*QUESTIONS, lost])
+    options = TrainingOptions(k=2, search="keyword")
+    trainer = trainer_of(base, tmp_path / "out", options=options, dev=[QUESTIONS[0], lost], max_steps=3)
+    assert trainer.train_dataset == QUESTIONS[:-1]
+    assert trainer.eval_dataset == QUESTIONS[:1]
+    assert "1 of 5 questions are left out" in caplog.text
+    assert "'zzzzqq'" in caplog.text
+    trainer.train()
+    gold = replace(options, with_positives=True)
+    kept = trainer_of(base, tmp_path / "out", options=gold, dev=[QUESTIONS[0], lost], max_steps=3)
+    assert kept.train_dataset == QUESTIONS
+    assert kept.eval_dataset == QUESTIONS[:1]
+    kept.train()
+    kept.evaluate()
+
+
+def test_answers_that_are_cut_are_counted(base, tmp_path, caplog):
+    trainer_of(base, tmp_path / "out", options=TrainingOptions(max_target_length=64))
+    assert "are cut" not in caplog.text
+    trainer_of(base, tmp_path / "out", options=TrainingOptions(max_target_length=2, answers="all", max_answers=1))
+    assert "of 6 answers have more than 2 tokens" in caplog.text
+    assert "2 questions have more than max_answers=1 answers" in caplog.text
+
+
+def test_dev_questions_are_classified_where_labels_are_given(base, tmp_path):
+    questions = [Question("is Paris a city?", ("yes",), "0"), Question("is Hamlet a city?", ("no",), "1")]
+    options = TrainingOptions(k=2, dev_metric="accuracy", labels=("yes", "no"))
+    trainer = trainer_of(base, tmp_path / "out", options=options, dev=questions)
+    rag = RagPipeline(trainer.model.eval(), trainer.rag_tokenizer, base)
+    chosen = [answer.text for answer in rag.choose([q.question for q in questions], ("yes", "no"), k=2)]
+    expected = sum(text == q.answers[0] for text, q in zip(chosen, questions, strict=True)) / 2
+    trainer.model.set_retriever(TrainingRetriever(trainer.plain_retriever, options, questions))
+    assert trainer.evaluate()["eval_accuracy"] == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dev_metric": "foo"}, "choose one of loss, "),
+        ({"dev_metric": "recall_at_7"}, "recall_at_3"),
+        ({"dev_metric": "accuracy"}, "give labels"),
+        ({"dev_metric": "f1", "labels": ("yes", "no")}, "take 'accuracy'"),
+        ({"lora_rank": 2, "lora_dropout": 1.0}, "below 1"),
+        ({"lora_rank": 2, "lora_dropout": -1.0}, "at least 0"),
+        ({"lora_alpha": 4}, "no rank is given"),
+        ({"lora_dropout": 0.1}, "no rank is given"),
+        ({"lora_rank": 2, "train_generator": False}, "lora_rank is 2, but train_generator is False"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(wrong, said):
+    with pytest.raises(InputError, match=said):
+        TrainingOptions(**wrong)
+
+
+def test_less_is_better_of_losses_and_errors():
+    assert TrainingOptions(dev_metric="recall_at_5").greater_is_better
+    assert TrainingOptions(dev_metric="f1").greater_is_better
+    for metric in ("loss", "calibration_error", "reading_errors", "retrieval_errors"):
+        assert not TrainingOptions(dev_metric=metric).greater_is_better
 
 
 def test_questions_without_a_gold_passage_cannot_share_those_of_their_batch(base, tmp_path, monkeypatch):
@@ -535,12 +714,11 @@ def test_passages_without_an_answer_learn_to_decline(base, tmp_path, kind):
     assert trainer.model.config.min_answer_tokens == len(empty[0])
 
 
-def test_a_model_trained_from_an_extractive_one_writes_freely_unless_told_otherwise(base, tmp_path):
-    for extractive in (False, True):
-        options = TrainingOptions(k=2, extractive=extractive)
-        trainer = trainer_of(base, tmp_path / "out", options=options, config={"extractive": True}, max_steps=1)
-        trainer.train()
-        assert trainer.model.config.extractive is extractive
+def test_a_trained_model_answers_in_the_way_of_the_one_it_started_from_unless_told_otherwise(base, tmp_path):
+    for before, told, after in ((True, None, True), (False, None, False), (True, False, False), (False, True, True)):
+        options = TrainingOptions(k=2, extractive=told)
+        trainer = trainer_of(base, tmp_path / "out", options=options, config={"extractive": before}, max_steps=1)
+        assert trainer.model.config.extractive is after
 
 
 def test_weights_under_an_adapter_are_narrow_in_bf16_training_unless_they_will_be_written(base, tmp_path):

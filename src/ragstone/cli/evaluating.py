@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from ragstone._extras import extra
 from ragstone.cli.console import (
     InterruptedRunError,
+    complain,
     counted,
     err,
     out,
@@ -21,7 +23,7 @@ from ragstone.cli.console import (
     quiet_libraries,
     working,
 )
-from ragstone.errors import InputError
+from ragstone.errors import InputError, RagstoneError
 from ragstone.evaluation import (
     Comparison,
     Evaluation,
@@ -71,13 +73,11 @@ def evaluate_model(
     other = None if against is None else read_predictions(against)
     if other is not None:
         check_same(questions, other)
+        extra("evaluation", "scipy.stats", "A comparison of two runs")
     if report is not None:
-        extra("evaluation", "matplotlib", "The report")
-    for path in filter(None, (report, predictions, run_out)):
-        if not path.parent.is_dir():
-            raise InputError(f"The folder of {path} does not exist; make it or write elsewhere.")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name the file to write.")
+        for package in ("matplotlib", "scipy.stats"):
+            extra("evaluation", package, "The report")
+    _check_outputs({"--report": report, "--predictions": predictions, "--run": run_out})
     if run_out is not None:
         for question in questions:
             check_run_id(question.id)
@@ -97,21 +97,76 @@ def evaluate_model(
         evaluation = evaluated(k)
     except KeyboardInterrupt:
         raise InterruptedRunError("Interrupted; an evaluation is written when it is done, so begin again.") from None
-    if predictions is not None:
-        write_predictions(predictions, evaluation.predictions)
-    if run_out is not None:
-        write_run(run_out, evaluation.predictions)
-    sweep = {size: evaluation if size == k else evaluated(size) for size in sorted(set(k_sweep))}
+    problems: list[RagstoneError] = []
+    _write(predictions, lambda path: write_predictions(path, evaluation.predictions), problems)
+    _write(run_out, lambda path: write_run(path, evaluation.predictions), problems)
+    sweep: dict[int, Evaluation] = {}
+    try:
+        for size in sorted(set(k_sweep)):
+            sweep[size] = evaluation if size == k else evaluated(size)
+    except KeyboardInterrupt:
+        end = f"after K = {max(sweep)}" if sweep else "before its first K"
+        problems.append(InterruptedRunError(f"Interrupted; the evaluation is complete, but its sweep ends {end}."))
+    except RagstoneError as error:  # does not take with it what is done
+        problems.append(error)
     comparisons = {} if other is None else compare(evaluation.predictions, other, seed=seed or 0)
-    if report is not None:
+
+    def reported(path: Path) -> None:
         from ragstone.evaluation.report import write_report
 
         heading = f"{model} on {questions_path.name}"
-        write_report(report, evaluation, title=heading, sweep=sweep or None, comparisons=comparisons or None)
+        write_report(path, evaluation, title=heading, sweep=sweep or None, comparisons=comparisons or None)
+
+    _write(report, reported, problems)
     if as_json:
         print_json(_values(evaluation, sweep, comparisons))
     else:
         _print(evaluation, sweep, comparisons)
+    if problems:
+        for problem in problems[:-1]:
+            complain(str(problem))
+        raise problems[-1]
+
+
+def _check_outputs(outputs: Mapping[str, Path | None]) -> None:
+    named: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        try:
+            _check_writable(path)
+        except OSError as error:
+            raise _unwritten(path, error) from None
+        if path.resolve() in named:
+            raise InputError(f"{named[path.resolve()]} and {option} both write {path}; name two files.")
+        named[path.resolve()] = option
+
+
+def _check_writable(path: Path) -> None:
+    """Open a file for writing and leave it as it was."""
+    if not path.parent.is_dir():
+        raise InputError(f"The folder of {path} does not exist; make it or write elsewhere.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file to write.")
+    if path.exists() and not path.is_file():  # whoever reads from a pipe would see its end
+        return
+    there = os.path.lexists(path)
+    path.open("a").close()
+    if not there:
+        path.unlink()
+
+
+def _write(path: Path | None, write: Callable[[Path], None], problems: list[RagstoneError]) -> None:
+    """Write a file; that it cannot be written is kept for the end, so that nothing else is lost."""
+    try:
+        if path is not None:
+            write(path)
+    except OSError as error:
+        problems.append(_unwritten(path, error))
+
+
+def _unwritten(path: Path | None, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written ({error.strerror or error}); make room or write elsewhere.")
 
 
 def _values(

@@ -41,7 +41,9 @@ def train(
         str | None,
         typer.Option(help="The paper's settings: paper-nq triviaqa webq trec msmarco jeopardy fever2 fever3."),
     ] = None,
-    dev: Annotated[Path | None, typer.Option(help="Questions to measure while training.")] = None,
+    dev: Annotated[
+        Path | None, typer.Option(help="Questions to measure at the end, and on the way with --eval-every.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Train on this many questions at most.")] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Passages a question in training [5].")] = None,
     test_k: Annotated[int | None, typer.Option(min=1, help="Passages a question afterwards [as in training].")] = None,
@@ -56,9 +58,7 @@ def train(
     decline_weight: Annotated[
         float, typer.Option(help="Learn to write nothing from passages without an answer, at this weight.")
     ] = 0.0,
-    extractive: Annotated[
-        bool, typer.Option("--extractive", help="The model will answer in words that stand in a passage.")
-    ] = False,
+    extractive: Extractive = None,
     train_passage_encoder: Annotated[
         bool,
         typer.Option("--train-passage-encoder", help="The question encoder reads passages too; re-encodes the base."),
@@ -82,6 +82,9 @@ def train(
         str | None, typer.Option(help="A passage that says nothing, as a bias, an embedding or a network.")
     ] = None,
     passage_dropout: Annotated[float | None, typer.Option(help="Probability that a passage is left out.")] = None,
+    max_target_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer, the rest is cut [64].")
+    ] = None,
     answers: Annotated[str, typer.Option(help="sample: one accepted answer a step; all: their sum.")] = "sample",
     label_smoothing: Annotated[float | None, typer.Option(help="Over the vocabulary [0].")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the questions [3].")] = None,
@@ -105,7 +108,7 @@ def train(
     ] = None,
     save_every: Annotated[int | None, typer.Option(min=1, help="Updates between checkpoints [100].")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Save a whole model in place of adapters.")] = False,
-    seed: Annotated[int, typer.Option(help="Of order, answers, dropout and new weights.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of order, answers, dropout and new weights.")] = 42,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with measured time and memory.")] = False,
     device: Device = None,
@@ -144,6 +147,7 @@ def train(
             "learn_score_scale": learn_score_scale,
             "question_encoder_learning_rate": question_encoder_learning_rate,
             "answers": answers,
+            "max_target_length": max_target_length,
             "dev_metric": dev_metric,
         },
         config={
@@ -183,18 +187,18 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Name or folder of a RAG model.")] = "local",
     method: Annotated[Method | None, typer.Option(help="RAG-Token or RAG-Sequence.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions, the first ones.")] = None,
-    seed: Annotated[int | None, typer.Option(help="With --limit: draw them; also the bootstrap's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --limit: draw them; also the bootstrap's.")] = None,
     k: ModelK = None,
-    how: SearchOption = Search.dense,
+    how: Annotated[Search | None, typer.Option("--search", help="How passages are found [dense].")] = None,
     where: Where = None,
     labels: Annotated[str | None, typer.Option(help="Classify: the labels, separated by commas.")] = None,
     regex: Annotated[bool, typer.Option("--regex", help="The answers are regular expressions (CuratedTREC).")] = False,
     generation: Annotated[
         bool, typer.Option("--generation", help="Also ROUGE-L, BLEU-1, Q-BLEU-1 and distinct trigrams.")
     ] = False,
-    decode: Annotated[Decode, typer.Option(help="For RAG-Sequence.")] = Decode.thorough,
+    decode: Annotated[Decode | None, typer.Option(help="For RAG-Sequence [thorough].")] = None,
     beams: Beams = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens [32].")] = None,
     extractive: Extractive = None,
     trec_in: Annotated[
         Path | None, typer.Option("--trec-in", help="Read the passages of this TREC run instead of searching.")
@@ -211,6 +215,12 @@ def evaluate(
     """Say how good a model is: its answers, the passages it finds, and whether its probabilities mean what they say."""
     from ragstone.cli.evaluating import evaluate_model
 
+    written = {
+        "decode": None if decode is None else decode.value,
+        "num_beams": beams,
+        "max_new_tokens": max_new_tokens,
+        "extractive": extractive,
+    }
     evaluate_model(
         kb,
         questions,
@@ -221,15 +231,12 @@ def evaluate(
         k=k,
         run=trec_in,
         options={
-            "search": how.value,
+            "search": None if how is None else how.value,
             "where": where,
             "labels": None if labels is None else [label.strip() for label in labels.split(",")],
             "regex": regex,
             "generation": generation,
-            "decode": decode.value,
-            **({} if beams is None else {"num_beams": beams}),
-            "max_new_tokens": max_new_tokens,
-            "extractive": extractive,
+            **{name: value for name, value in written.items() if value is not None},
         },
         k_sweep=_numbers("--k-sweep", k_sweep),
         report=report,

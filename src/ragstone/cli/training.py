@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from ragstone._extras import extra
 from ragstone.cli.console import InterruptedRunError, err, out, print_json, progress_bar, quiet_libraries, working
 from ragstone.errors import InputError
 from ragstone.knowledge import KnowledgeBase
+from ragstone.models import RagConfig
 from ragstone.questions import read_questions
 from ragstone.training import Preset, RagTrainer, TrainingOptions, last_checkpoint
 from ragstone.training.presets import SOURCES, preset
@@ -50,6 +52,17 @@ def train_model(
     dev_rows = read_questions(dev) if dev else []
     if eval_every and not dev_rows:
         raise InputError("--eval-every needs --dev, a file of questions to measure.")
+    if patience and not eval_every:
+        raise InputError("--patience counts the measurements of --eval-every; give that too.")
+    if eval_every and arguments["save_steps"]:
+        raise InputError("--eval-every writes a checkpoint at each measurement; leave --save-every out.")
+    epochs = arguments["num_train_epochs"]
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise InputError(f"--epochs is {epochs}; give a positive number.")
+    if Path(model).is_dir() and Path(model).resolve() == out_folder.resolve():
+        raise InputError(
+            f"--out {out_folder} is the model to start from and would be written over; name another folder."
+        )
     base = KnowledgeBase.open(folder)
     if not len(base):
         raise InputError(f"{folder} holds no passage; run `ragstone index PATH --kb {folder}` first.")
@@ -57,6 +70,15 @@ def train_model(
     found = last_checkpoint(checkpoints)
     if found and not (resume or dry_run):
         raise InputError(f"{checkpoints} holds a run already; go on with it by --resume, or name another --out.")
+    if resume and not found:
+        err.print(f"{checkpoints} holds no checkpoint to go on from; this run begins anew.", style="yellow")
+    if not dry_run:
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--out {out_folder} cannot be written to ({error.strerror}); name another folder."
+            ) from None
     with contextlib.ExitStack() as stack:
         if dry_run:  # transformers makes the folder at once
             checkpoints = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -82,6 +104,8 @@ def train_model(
             ahead = f"the same command with --resume goes on from {kept}" if kept else "no checkpoint was written yet"
             raise InterruptedRunError(f"Interrupted after {trainer.state.global_step} steps; {ahead}.") from None
     trainer.save_model(str(out_folder))
+    if dev_rows and not eval_every:
+        trainer.evaluate()
     if trainer.shared_encoder is not None:
         with progress_bar() as progress:
             base.refresh()
@@ -118,6 +142,8 @@ def _trainer(
     given = {key: value for key, value in options.items() if value is not None}
     settings = {"logging_steps": 10, "save_steps": 100, **{k: v for k, v in arguments.items() if v is not None}}
     fields = {key: value for key, value in config.items() if value is not None}
+    if options["adapters"] and Path(options["adapters"], "config.json").is_file():
+        fields.setdefault("score_scale", RagConfig.load(options["adapters"]).score_scale)  # it has learnt too
     if known is not None:
         fields = {"label_smoothing": known.label_smoothing, **fields}
         settings = {**known.arguments(), **settings}
@@ -130,13 +156,19 @@ def _trainer(
         **fields,
     )
     if known is not None:
-        given = {"k": known.k, "test_k": known.test_k(rag.method), **given}
+        given = {
+            "k": known.k,
+            "test_k": known.test_k(rag.method),
+            "labels": known.labels,
+            "decode": known.decode,
+            **given,
+        }
         rag.model.generation_config.num_beams = known.num_beams
     chosen = TrainingOptions(**given)
     if eval_every:
         settings |= {
             "eval_strategy": "steps", "eval_steps": eval_every, "save_steps": eval_every, "load_best_model_at_end": True,
-            "metric_for_best_model": chosen.dev_metric, "greater_is_better": chosen.dev_metric != "loss",
+            "metric_for_best_model": chosen.dev_metric, "greater_is_better": chosen.greater_is_better,
             "save_total_limit": 2,
         }  # fmt: skip
     if settings.get("gradient_checkpointing"):

@@ -555,6 +555,10 @@ class KnowledgeBase:
         snapshot.follow()
         self._snapshot = snapshot
 
+    def known(self, ids: Iterable[str]) -> set[str]:
+        """Return those of ``ids`` that are ids of passages here."""
+        return set(self._store.find(ids))
+
     def get(self, ids: str | Iterable[str]) -> list[Passage]:
         """Return the passages ``ids``, in that order."""
         return self._fetch(ids)[0]

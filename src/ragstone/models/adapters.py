@@ -32,8 +32,10 @@ def base_of(folder: Path, base: str) -> str:
     """What the ``base_model`` of the checkpoint ``folder`` means here.
 
     Raises:
-        ModelError: it is a folder that is not there any more.
+        ModelError: it is a folder that is not there any more, or the checkpoint itself.
     """
+    if (folder / base).resolve() == folder.resolve():
+        raise ModelError(f"{folder} names itself as the model it was trained on; edit base_model in its config.json.")
     if (folder / base).is_dir():
         return str(folder / base)
     if base.startswith((".", "/")):

@@ -184,8 +184,10 @@ class RagModel(RagPreTrainedModel):
             )
         nothing = torch.isneginf(scores).all(dim=1)
         if nothing.any():
+            place = int(nothing.int().argmax())
+            question = f"{place} of the batch" if questions is None else repr(questions[place][:60])
             raise InputError(
-                f"No passage was found for question {int(nothing.int().argmax())} of the batch; "
+                f"No passage was found for question {question}; "
                 "add documents to the knowledge base, loosen the filter, or pass passages."
             )
         inputs.context_input_ids, inputs.context_attention_mask = trim_padding(ids, mask)

@@ -148,8 +148,10 @@ class RagConfig(TransformersRagConfig):
             raise InputError(f"n_docs is {self.n_docs}; it must be at least 1.")
         if self.min_answer_tokens < 0:
             raise InputError(f"min_answer_tokens is {self.min_answer_tokens}; it must be at least 0.")
-        if self.score_scale is not None and not self.score_scale > 0:
-            raise InputError(f"score_scale is {self.score_scale}; it must be positive.")
+        if self.score_scale is not None and not 0 < self.score_scale < math.inf:
+            raise InputError(f"score_scale is {self.score_scale}; it must be positive and finite.")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1.")
         if not 0 <= self.keyword_scale < math.inf:
             raise InputError(f"keyword_scale is {self.keyword_scale}; give 0 or a positive number.")
         if self.null_passage not in (None, *NULL_PASSAGES):

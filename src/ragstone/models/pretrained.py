@@ -7,8 +7,15 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ragstone import local
 from ragstone.encoders import load_backbone, read_encoder_settings
@@ -222,6 +229,8 @@ def _on_base(kind: type[Model], folder: Path, saved: RagConfig, *args: Any, **kw
         kwargs["null_passage"] = saved.null_passage
     model = kind.from_pretrained(base_of(folder, saved.base_model), *args, **kwargs)
     load_trained(model, folder)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     for name in set(RagConfig.__dataclass_fields__) - {"question_encoder", "generator", "base_model", *kwargs}:
         setattr(model.config, name, getattr(saved, name))
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from ragstone.models import RagForGeneration, RagTokenizer
 from ragstone.models.adapters import ADAPTER_WEIGHTS, ADAPTERS, OTHER_WEIGHTS, PARTS
 from ragstone.training.options import TrainingOptions
 
-__all__ = ["fields_set", "frozen_parts", "make_trainable", "save_trained", "trained_weights"]
+__all__ = ["check_finite", "fields_set", "frozen_parts", "make_trainable", "save_trained", "trained_weights"]
 
 _SCALE = "rag.log_score_scale"
 
@@ -33,6 +34,8 @@ def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[st
     learns = {"question_encoder": options.train_question_encoder, "generator": options.train_generator}
     ranks = {"question_encoder": options.question_encoder_lora_rank, "generator": options.lora_rank}
     adapted = {}
+    if options.adapters is not None:
+        _check_adapters(Path(options.adapters))
     for name in PARTS:
         part = getattr(model, name)
         part.requires_grad_(learns[name])
@@ -41,9 +44,11 @@ def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[st
                 f"The {name} is in {part.dtype}; load it with dtype='float32' to train it, and pass bf16=True."
             )
         if learns[name] and ranks[name]:
-            adapted[name] = _adapt(part, ranks[name], options)
-            if options.adapters is not None:
-                _begin_with(adapted[name], Path(options.adapters) / ADAPTERS / name)
+            before = None if options.adapters is None else Path(options.adapters) / ADAPTERS / name
+            before = before if before is not None and before.is_dir() else None  # else it begins anew
+            adapted[name] = _adapt(part, ranks[name], options, before)
+            if before is not None:
+                _begin_with(adapted[name], before)
     if (
         options.train_question_encoder
         and model.config.pooling != "pooler"
@@ -56,11 +61,28 @@ def make_trainable(model: RagForGeneration, options: TrainingOptions) -> dict[st
     return adapted
 
 
-def _adapt(part: Any, rank: int, options: TrainingOptions) -> Any:
+def _check_adapters(folder: Path) -> None:
+    if not (folder / ADAPTERS).is_dir():
+        raise InputError(f"{folder} holds no {ADAPTERS}/; name a checkpoint that was trained with adapters.")
+    if (folder / OTHER_WEIGHTS).exists():
+        raise InputError(
+            f"{folder} holds more than adapters ({OTHER_WEIGHTS}), which would be lost; name it as the model to start from "
+            "instead: its adapters become part of that, and new ones are trained on top."
+        )
+
+
+def _adapt(part: Any, rank: int, options: TrainingOptions, before: Path | None) -> Any:
+    """Put an adapter on ``part``, scaled as the one in the folder ``before`` is."""
     peft = extra("training", "peft", "An adapter")
+    alpha = options.lora_alpha or 2 * rank
+    if before is not None:
+        saved = peft.LoraConfig.from_pretrained(str(before)).lora_alpha
+        if options.lora_alpha not in (None, saved):
+            raise InputError(f"lora_alpha is {alpha}, but {before} was trained with {saved}; leave it out.")
+        alpha = saved
     settings = peft.LoraConfig(
         r=rank,
-        lora_alpha=options.lora_alpha or 2 * rank,
+        lora_alpha=alpha,
         lora_dropout=options.lora_dropout,
         target_modules="all-linear",
         exclude_modules=["pooler.dense"] if getattr(part, "pooler", None) is not None else None,
@@ -69,18 +91,15 @@ def _adapt(part: Any, rank: int, options: TrainingOptions) -> Any:
 
 
 def _begin_with(adapted: Any, folder: Path) -> None:
-    """Give an adapter the weights of a saved one; a part that had none then begins anew."""
-    from peft import set_peft_model_state_dict
+    """Give an adapter the weights of a saved one."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    if not folder.parent.is_dir():
-        raise InputError(
-            f"{folder.parent.parent} holds no {ADAPTERS}/; name a checkpoint that was trained with adapters."
-        )
-    if not folder.is_dir():
-        return
     file = folder / ADAPTER_WEIGHTS
     try:
-        set_peft_model_state_dict(adapted, load_file(file))
+        weights = load_file(file)
+        if set(weights) != set(get_peft_model_state_dict(adapted)):
+            raise RuntimeError("it changes other layers than those that this model has")
+        set_peft_model_state_dict(adapted, weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(
             f"{file} cannot be gone on with ({error}); use the rank and the base that it was made with."
@@ -98,6 +117,16 @@ def trained_weights(model: nn.Module, state: dict[str, Tensor] | None = None) ->
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     state = dict(model.named_parameters()) if state is None else state
     return {name: state[name].detach().contiguous() for name in names}
+
+
+def check_finite(weights: dict[str, Tensor]) -> None:
+    """Raise ModelError if any of ``weights`` holds what is no number."""
+    broken = next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
+    if broken is not None:
+        raise ModelError(
+            f"The weights {broken!r} hold NaN or infinity: the training has diverged, and nothing is written; lower the "
+            "learning rate and go on from an earlier checkpoint."
+        )
 
 
 def save_trained(
@@ -120,7 +149,15 @@ def save_trained(
         passage_encoder: name or folder of the encoder that passages keep while the question encoder moves on.
         passage_fingerprint: of its weights, if the question encoder learned with them.
     """
+    if adapted and base_model is not None and Path(base_model).resolve() == folder.resolve():
+        raise InputError(
+            f"The adapters cannot be written into {folder}, for they need the model in it; name another folder."
+        )
+    check_finite(trained_weights(model))
     folder.mkdir(parents=True, exist_ok=True)
+    # What an earlier run left would be loaded with the new weights.
+    shutil.rmtree(folder / ADAPTERS, ignore_errors=True)
+    (folder / OTHER_WEIGHTS).unlink(missing_ok=True)
     rag, fields = model.rag, dict[str, Any]()
     if passage_encoder is not None:
         fields["passage_encoder"] = _seen_from(folder, passage_encoder)
@@ -147,6 +184,7 @@ def save_trained(
     fields |= {"base_model": _seen_from(folder, base_model), "architectures": [type(model).__name__]}
     with fields_set(model.config, **fields):
         model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
 
 
 @contextmanager

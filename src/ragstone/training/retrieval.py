@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
+from ragstone.errors import InputError, ModelError
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.metrics import has_answer
 from ragstone.questions import Question
@@ -18,7 +20,48 @@ from ragstone.training.options import TrainingOptions
 from ragstone.training.passages import SharedEncoder
 from ragstone.training.rescoring import rescore
 
-__all__ = ["TrainingRetriever"]
+__all__ = ["TrainingRetriever", "answerable", "check_gold"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_gold(retriever: RagRetriever, questions: Sequence[Question], options: TrainingOptions) -> None:
+    """Raise InputError where ``options`` put gold passages in and they are not known, or not in the knowledge base."""
+    if not (options.in_batch or options.with_positives):
+        return
+    lost = next((q for q in questions if not q.positive_ids), None) if options.in_batch else None
+    if lost is not None:
+        raise InputError(
+            f"The question {lost.question[:60]!r} names no gold passage, which in_batch needs for each; give it "
+            "positive_ids, or leave in_batch out."
+        )
+    ids = {id_: q for q in questions for id_ in q.positive_ids}
+    if not ids:
+        raise InputError("with_positives puts gold passages in, but no question names one; give them positive_ids.")
+    base = retriever.index
+    missing = sorted(set(ids) - base.known(ids)) if isinstance(base, KnowledgeBase) else []
+    if missing:
+        raise InputError(
+            f"{base} lacks {len(missing)} of {len(ids)} gold passages, such as {missing[0]!r} of the question "
+            f"{ids[missing[0]].question[:60]!r}; index them, or correct positive_ids."
+        )
+
+
+def answerable(retriever: RagRetriever, questions: Sequence[Question], options: TrainingOptions) -> list[Question]:
+    """The questions for which a passage is found; search by words may find none, and there is nothing to learn from."""
+    if options.search != "keyword" or options.in_batch or not questions:
+        return list(questions)
+    assert isinstance(retriever.index, KnowledgeBase)
+    hits = retriever.index.search([q.question for q in questions], k=1, search="keyword", where=options.where)
+    gold = options.with_positives
+    kept = [q for q, row in zip(questions, hits, strict=True) if row or (gold and q.positive_ids)]
+    if len(kept) < len(questions):
+        lost = next(q for q in questions if q not in kept)
+        logger.warning(
+            "%d of %d questions are left out, for search by words finds no passage for them, such as %r.",
+            len(questions) - len(kept), len(questions), lost.question[:60],
+        )  # fmt: skip
+    return kept
 
 
 class TrainingRetriever:
@@ -39,11 +82,15 @@ class TrainingRetriever:
         encoder: SharedEncoder | None = None,
     ) -> None:
         self.retriever, self.options, self.encoder = retriever, options, encoder
-        self.positives = {q.question: q.positive_ids for q in questions if q.positive_ids}
+        self.positives: dict[str, tuple[str, ...]] = {}  # of all questions that have the same words
+        self.answers: dict[str, tuple[str, ...]] = {}
+        for q in questions:
+            self.positives[q.question] = self.positives.get(q.question, ()) + q.positive_ids
+            if options.decline_weight:
+                self.answers[q.question] = self.answers.get(q.question, ()) + q.answers
         self._gold: dict[str, Hit] = {}
-        self.in_batch = options.in_batch
-        """Whether passages come from the batch; not while dev questions are measured."""
-        self.answers = {q.question: q.answers for q in questions} if options.decline_weight else {}
+        self.in_batch, self.with_positives = options.in_batch, options.with_positives
+        """Whether passages come from the batch, or gold ones are put in; not while dev questions are measured."""
         self.without_answer: Tensor | None = None
         """(B, K), where the passages found last neither are gold nor hold an answer, with ``decline_weight``."""
 
@@ -60,6 +107,10 @@ class TrainingRetriever:
     ) -> BatchEncoding:
         """See :class:`ragstone.models.Retriever`."""
         assert questions is not None
+        if not np.isfinite(question_hidden_states).all():
+            raise ModelError(
+                "The question encoder's vectors hold NaN or infinity: it has diverged; lower its learning rate."
+            )
         k = self.options.k if n_docs is None else n_docs
         if self.in_batch:
             hits = self._in_batch(questions, question_hidden_states, k)
@@ -74,7 +125,7 @@ class TrainingRetriever:
             vectors = torch.from_numpy(question_hidden_states).to(self.encoder.encoder.device)
             fresh = rescore(vectors, hits, self.encoder, k)
             hits = fresh.hits
-        if self.options.with_positives:
+        if self.with_positives:
             hits = [self._with_gold(question, row, k) for question, row in zip(questions, hits, strict=True)]
         if self.answers:
             lacks = [[self._lacks(q, hit.passage) for hit in row] for q, row in zip(questions, hits, strict=True)]

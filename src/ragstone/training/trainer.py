@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -28,11 +29,20 @@ from ragstone.questions import Question
 from ragstone.retriever import RagRetriever
 from ragstone.training.kernels import sound_attention
 from ragstone.training.options import TrainingOptions
-from ragstone.training.parts import fields_set, frozen_parts, make_trainable, save_trained, trained_weights
+from ragstone.training.parts import (
+    check_finite,
+    fields_set,
+    frozen_parts,
+    make_trainable,
+    save_trained,
+    trained_weights,
+)
 from ragstone.training.passages import RefreshPassages, SharedEncoder
-from ragstone.training.retrieval import TrainingRetriever
+from ragstone.training.retrieval import TrainingRetriever, answerable, check_gold
 
 __all__ = ["Estimate", "RagTrainer", "last_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS, _STATE = "trained.safetensors", "trainer_state.json"
 
@@ -83,18 +93,17 @@ class RagTrainer(Trainer):
         base_model: str | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if not questions:
-            raise InputError("There are no questions to train on.")
         self.options = TrainingOptions() if options is None else options
         if self.options.answers == "all" and model.config.label_smoothing:
             raise InputError("label_smoothing has no meaning with answers='all'; set one of them back.")
-        lost = next((q for q in questions if not q.positive_ids), None) if self.options.in_batch else None
-        if lost is not None:
-            raise InputError(
-                f"The question {lost.question[:60]!r} names no gold passage, which in_batch needs for each; give it "
-                "positive_ids, or leave in_batch out."
-            )
+        check_gold(retriever, questions, self.options)
+        questions = answerable(retriever, questions, self.options)
+        searched = replace(self.options, in_batch=False, with_positives=False)
+        dev_questions = answerable(retriever, dev_questions, searched)
+        if not questions:
+            raise InputError("There are no questions to train on.")
         self.rag_tokenizer, self.base_model = tokenizer, base_model
+        self._tell_of_cuts(questions)
         self.plain_retriever = retriever
         retriever.attach(model.question_encoder)  # compared with the base's encoder while it is what it was
         set_seed(args.seed)  # of the adapters' first weights
@@ -105,7 +114,8 @@ class RagTrainer(Trainer):
             for weight in model.generator.parameters():  # which autocast would convert at every step
                 if not weight.requires_grad:
                     weight.data = weight.data.bfloat16()
-        model.config.extractive = self.options.extractive
+        if self.options.extractive is not None:
+            model.config.extractive = self.options.extractive
         self._end = 0, 0
         if self.options.decline_weight:
             opening, end = tokenizer.target_frame()
@@ -131,6 +141,21 @@ class RagTrainer(Trainer):
             callbacks=callbacks,
         )
 
+    def _tell_of_cuts(self, questions: Sequence[Question]) -> None:
+        """Warn of answers that training does not see whole."""
+        answers = [answer for question in questions for answer in question.answers]
+        most = self.options.max_target_length
+        long = sum(len(ids) > most for ids in self.rag_tokenizer(text_target=answers)["labels"])
+        if long:
+            logger.warning(
+                "%d of %d answers have more than %d tokens and are cut there; max_target_length=… takes in more "
+                "(--max-target-length).", long, len(answers), most,
+            )  # fmt: skip
+        most = self.options.max_answers
+        many = sum(len(question.answers) > most for question in questions)
+        if self.options.answers == "all" and many:
+            logger.warning("%d questions have more than max_answers=%d answers; only the first count.", many, most)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Questions, and the answers that this step trains on, as the model takes them."""
         rows = [(n, q, answer) for n, q in enumerate(inputs["rows"]) for answer in self._answers(q)]
@@ -154,9 +179,19 @@ class RagTrainer(Trainer):
         return [draw.choice(question.answers)]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """transformers' step, with gradients that are numbers."""
+        """transformers' step, with gradients that are numbers.
+
+        Raises:
+            ModelError: the loss is none.
+        """
         with sound_attention():
-            return super().training_step(*args, **kwargs)
+            loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            raise ModelError(
+                f"The loss is no number at step {self.state.global_step + 1}: the training has diverged. Lower the learning "
+                f"rate (it is {self.args.learning_rate:g}); checkpoints of earlier steps are in {self.args.output_dir}."
+            )
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -235,7 +270,7 @@ class RagTrainer(Trainer):
         self.model.eval()
         with (
             fields_set(self.model.config, n_docs=self.options.k_at_test),
-            fields_set(self.model.retriever, in_batch=False),
+            fields_set(self.model.retriever, in_batch=False, with_positives=False),
         ):
             sums = {"loss": sum(self._losses(own))}
             if self.options.dev_metric != "loss":
@@ -262,6 +297,9 @@ class RagTrainer(Trainer):
         """The sum of ``dev_metric`` over questions that the model answers."""
         from ragstone.evaluation import evaluate
 
+        answering: dict[str, Any] = {"max_new_tokens": self.options.max_new_tokens, "decode": self.options.decode}
+        if self.options.labels:
+            answering = {"labels": self.options.labels}
         training = self.model.retriever
         rag = RagPipeline(self.model, self.rag_tokenizer)
         rag.retriever = self.plain_retriever
@@ -272,11 +310,12 @@ class RagTrainer(Trainer):
                 k=self.options.k_at_test,
                 search=self.options.search,
                 where=self.options.where,
-                max_new_tokens=self.options.max_new_tokens,
+                **answering,
             )
         finally:
             self.model.set_retriever(training)
-        return float(found.summary[self.options.dev_metric]) * len(questions)
+        nothing = 0.0 if self.options.greater_is_better else 1.0  # no passage was found, or no question answered
+        return float(found.summary.get(self.options.dev_metric, nothing)) * len(questions)
 
     def estimate(self, steps: int = 2) -> Estimate:
         """Measure ``steps`` steps (the first only warms up), leaving every weight as it is."""
@@ -343,8 +382,10 @@ class RagTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
+        weights = trained_weights(self.model, state_dict)
+        check_finite(weights)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_weights(self.model, state_dict), folder / _WEIGHTS)
+        save_file(weights, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         file = Path(resume_from_checkpoint) / _WEIGHTS
