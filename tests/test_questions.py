@@ -122,6 +122,17 @@ def test_a_limit_takes_the_first_or_draws_and_a_larger_draw_holds_the_smaller(wr
         ("q.jsonl", '{"question": "a?", "answers": ["b"], "id": [1]}', '"id" holds \\[1\\]'),
         ("q.jsonl", '{"question": "a?", "answers": ["b"], "positive_ids": [null]}', '"positive_ids" holds None'),
         ("q.jsonl", '{"question": "a?", "answers": "b", "id": "2"}\n{"question": "c?", "answers": "d"}', "the id '2'"),
+        ("q.jsonl", '{"question": "a?", "answers": "b", "positive_ctxs": 3}', 'line 1: "positive_ctxs" is 3'),
+        ("q.jsonl", "[" * 10**5, "not JSON \\(maximum recursion"),
+        ("q.jsonl", '{"question": ' + "[" * 10**5, "line 1: not JSON \\(maximum recursion"),
+        ("q.jsonl", '{"question": "a?", "answers": "b", "id": ' + "9" * 5000 + "}", "line 1: not JSON \\(Exceeds"),
+        ("q.jsonl", '{"question": "a\\ud800?", "answers": "b"}', r"line 1: 'a\\ud800\?' is not valid Unicode"),
+        ("q.jsonl", '{"question": "a?", "answers": ["b", "\\udfff"]}', r"line 1: '\\udfff' is not valid Unicode"),
+        ("q.jsonl", '{"question": "a?", "answers": "b", "id": "\\ud800"}', "line 1: .* is not valid Unicode"),
+        ("q.tsv", "who?\t" + "[" * 10**5, "line 1: the answers"),
+        ("q.tsv", "who?\t" + "9" * 5000, "line 1: the answers"),
+        ("q.tsv", "a?\t['x']\n\"b?\t['y']\n\"c?\t['z']\n", "line 2: a quote is open"),
+        ("q.tsv", "a?\t['x']\n\"b?\t['y']\nc?\t['z']\n", "line 2: a quote is open"),
         ("q.tsv", "who?\n", "line 1: 1 columns"),
         ("q.tsv", "who?\t['a']\tmore\n", "line 1: 3 columns"),
         ("q.tsv", "ok?\t['a']\nwho?\tUdo\n", "line 2: the answers 'Udo'"),
@@ -137,6 +148,25 @@ def test_what_is_wrong_is_said_with_its_place(write, name, text, words):
         read_questions(path)
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_field_that_is_null_is_not_there(write):
+    path = write(
+        "q.jsonl",
+        '{"question": "a?", "answers": null, "answer": "b", "id": null, "positive_ids": null, '
+        '"positive_ctxs": [{"passage_id": null, "psg_id": "z"}]}',
+    )
+    assert read_questions(path) == [Question("a?", ("b",), "1", ("z",))]
+
+
+def test_an_id_that_is_the_number_of_another_line_is_explained(write):
+    named, unnamed = '{"question": "a?", "answers": "b", "id": "%s"}', '{"question": "c?", "answers": "d"}'
+    with pytest.raises(DataError, match=r"the id '2' \(.*q\.jsonl, line 2 has no id of its own and gets its number\)"):
+        read_questions(write("q.jsonl", f"{named % 2}\n{unnamed}"))
+    with pytest.raises(DataError, match=r"the id '1' \(.*q\.json, item 1 has no id of its own and gets its number\)"):
+        read_questions(write("q.json", f"[{unnamed}, {named % 1}]"))
+    with pytest.raises(DataError, match="the id '7'; give each"):
+        read_questions(write("q.jsonl", f"{named % 7}\n{named % 7}"))
 
 
 def test_pairs_that_do_not_fit(write, tmp_path):

@@ -6,7 +6,7 @@ import ast
 import csv
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -61,7 +61,7 @@ def read_questions(path: str | Path, *, limit: int | None = None, seed: int | No
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: read at least 1 question")
     try:
-        read = _distinct(path, _reader(path))
+        read = _reader(path)
         questions = list(read if seed is not None else islice(read, limit))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
@@ -91,15 +91,6 @@ def _reader(path: Path) -> Iterator[Question]:
     raise DataError(f"{path} is of no kind that holds questions; {_FORMATS}")
 
 
-def _distinct(path: Path, questions: Iterable[Question]) -> Iterator[Question]:
-    seen: set[str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise DataError(f"{path}: two questions have the id {question.id!r}; give each an id of its own")
-        seen.add(question.id)
-        yield question
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -107,22 +98,36 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_json(path: Path) -> Iterator[Question]:
+    seen: dict[str, str] = {}
+    for value, number, place in _objects(path):
+        question = _from_object(value, number, place)
+        unnamed = place if value.get("id") is None else ""
+        if question.id in seen:
+            which = unnamed or seen[question.id]
+            why = f" ({which} has no id of its own and gets its number)" if which else ""
+            raise DataError(f"{path}: two questions have the id {question.id!r}{why}; give each an id of its own")
+        seen[question.id] = unnamed
+        yield question
+
+
+def _objects(path: Path) -> Iterator[tuple[Any, int, str]]:
+    """Whatever stands in a line or a list, with its number and its place."""
     filled = ((number, line) for number, line in _lines(path) if line.strip())
     first = next(filled, None)
     if first is not None and first[1].lstrip().startswith("["):
         values = _parse(path.read_text(encoding="utf-8-sig"), f"{path}")
         for number, value in enumerate(values, 1):
-            yield _from_object(value, number, f"{path}, item {number}")
+            yield value, number, f"{path}, item {number}"
         return
     for number, line in filled if first is None else (first, *filled):
         place = f"{path}, line {number}"
-        yield _from_object(_parse(line, place), number, place)
+        yield _parse(line, place), number, place
 
 
 def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of too many digits
         raise DataError(f"{place}: not JSON ({error}); write one object a line, or one list of objects") from None
 
 
@@ -135,29 +140,41 @@ def _from_object(value: Any, number: int, place: str) -> Question:
     positives = value.get("positive_ids")
     if positives is None:
         contexts = value.get("positive_ctxs") or []
-        found = (
-            context.get("passage_id", context.get("psg_id")) for context in contexts if isinstance(context, Mapping)
-        )
+        if not isinstance(contexts, list):
+            raise DataError(f'{place}: "positive_ctxs" is {_short(contexts)}; write a list of objects')
+        found = (_first(context, "passage_id", "psg_id") for context in contexts if isinstance(context, Mapping))
         positives = [id_ for id_ in found if id_ is not None]
     id_ = value.get("id")
     return _question(
         question,
-        value.get("answers", value.get("answer")),
+        _first(value, "answers", "answer"),
         str(number) if id_ is None else _identifier(id_, "id", place),
         tuple(dict.fromkeys(_identifier(p, "positive_ids", place) for p in _listed(positives))),
         place,
     )
 
 
+def _first(value: Mapping[str, Any], *names: str) -> Any:
+    """The first of the fields that is there and not null, else None."""
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
 def _read_table(path: Path) -> Iterator[Question]:
     csv.field_size_limit(2**31 - 1)  # one limit per process, and too low for many answers
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
+        end = 0
         try:
             for row in rows:
+                start, end = end + 1, rows.line_num
                 place = f"{path}, line {rows.line_num}"
                 if not any(cell.strip() for cell in row):
                     continue
+                if "\n" in row[0] or "\r" in row[0]:
+                    raise DataError(
+                        f"{path}, line {start}: a quote is open at the end of the line; close it, or write it double in a "
+                        "quoted cell"
+                    )
                 if len(row) != 2:
                     raise DataError(
                         f"{place}: {len(row)} columns where there should be 2; write question, TAB, answers"
@@ -171,7 +188,7 @@ def _literal(text: str, place: str) -> Any:
     """The value of a list as JSON or Python writes it."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(text.strip())
@@ -201,7 +218,19 @@ def _question(text: str, answers: Any, id_: str, positives: tuple[str, ...], pla
     kept = tuple(answer.strip() for answer in listed if answer.strip())
     if not kept:
         raise DataError(f"{place}: the question has no answer; {_LIST}")
+    broken = next((each for each in (text, *kept, id_, *positives) if not _is_unicode(each)), None)
+    if broken is not None:
+        raise DataError(f"{place}: {_short(broken)} is not valid Unicode (it holds half a character); repair it")
     return Question(text.strip(), kept, id_, positives)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether ``text`` holds no lone surrogate, which no file of results and no tokenizer can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from command import ragstone
 from ragstone.cli.indexing import share_out
 from ragstone.cli.maintenance import parse_duration
 from ragstone.errors import InputError
+from ragstone.evaluation import evaluate
 from ragstone.knowledge import KnowledgeBase, SplitOptions
 from ragstone.testing import TOY_PASSAGES, question_tokenizer, tiny_question_encoder, tiny_rag
 
@@ -341,6 +343,81 @@ def test_evaluate_classifies_and_matches_patterns(base, models, tmp_path):
     assert (wrong.returncode, "not all among the labels" in wrong.stderr) == (2, True)
 
 
+def test_evaluate_refuses_options_without_effect(base, models, questions, tmp_path):
+    folder, _ = base
+    (tmp_path / "run").write_text("Wil Q0 x 1 1.0 t\n")
+    evaluate = ["evaluate", folder, questions, "--model", models / "rag"]
+    for options, words in (
+        (["--trec-in", tmp_path / "run", "--search", "dense"], "search='dense'"),
+        (["--labels", "a,b", "--decode", "fast"], "leave out decode"),
+        (["--labels", "a,b", "--beams", 2, "--free"], "leave out num_beams and extractive"),
+        (["--labels", "a,b", "--max-new-tokens", 9], "leave out max_new_tokens"),
+    ):
+        done = ragstone(*evaluate, *options)
+        assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
+
+
+def test_evaluate_says_first_that_a_package_is_missing(tmp_path, questions, monkeypatch):
+    line = {
+        "id": "Wil",
+        "question": "who wrote hamlet?",
+        "answers": [],
+        "positive_ids": [],
+        "passages": [],
+        "scores": {},
+    }
+    kept = line | {"prediction": "", "log_prob": None, "confidence": None, "correct": False}
+    (tmp_path / "kept.jsonl").write_text(json.dumps(kept))
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    for options in (["--against", tmp_path / "kept.jsonl"], ["--report", tmp_path / "report.html"]):
+        done = ragstone("evaluate", tmp_path / "none", questions, "--model", "none", "--limit", 1, *options)
+        assert (done.returncode, "needs scipy" in done.stderr) == (1, True), done.stderr
+
+
+def test_evaluate_opens_its_outputs_first_and_leaves_them_as_they_are(tmp_path, questions):
+    evaluate = ["evaluate", tmp_path / "none", questions, "--model", "none"]
+    (tmp_path / "old.jsonl").write_text("old")
+    done = ragstone(*evaluate, "--predictions", tmp_path / "old.jsonl", "--run", tmp_path / "new.trec")
+    assert done.returncode == 1
+    assert (tmp_path / "old.jsonl").read_text() == "old"
+    assert not (tmp_path / "new.trec").exists()
+    done = ragstone(*evaluate, "--predictions", tmp_path / ("x" * 300))
+    assert (done.returncode, "cannot be written (File name too long)" in " ".join(done.stderr.split())) == (2, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_file_that_cannot_be_written_takes_no_result_with_it(base, models, questions, tmp_path):
+    folder, _ = base
+    files = ["--predictions", "/dev/full", "--run", tmp_path / "run.trec", "--report", tmp_path / "report.html"]
+    evaluate = ["evaluate", folder, questions, "--model", models / "rag", "--max-new-tokens", 1, "-k", 1]
+    done = ragstone(*evaluate, *files, "--json")
+    assert done.returncode == 2
+    assert "/dev/full cannot be written (No space left on device)" in " ".join(done.stderr.split())
+    assert json.loads(done.stdout)["n"] == len((tmp_path / "run.trec").read_text().splitlines()) == 3
+    assert "who wrote hamlet?" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (InputError("3 is too many"), 2)])
+def test_a_sweep_that_ends_early_takes_no_result_with_it(base, models, questions, tmp_path, monkeypatch, stop, code):
+    def at_3(rag, rows, *, k, **options):
+        if k == 3:
+            raise stop
+        return evaluate(rag, rows, k=k, **options)
+
+    monkeypatch.setattr("ragstone.cli.evaluating.evaluate", at_3)
+    arguments = ["evaluate", base[0], questions, "--model", models / "rag", "--max-new-tokens", 1, "-k", 2, "--json"]
+    files = ["--predictions", tmp_path / "p.jsonl", "--report", tmp_path / "report.html"]
+    done = ragstone(*arguments, "--k-sweep", "1,2,3,4", *files)
+    assert done.returncode == code
+    values = json.loads(done.stdout)
+    assert values["n"] == len((tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert set(values["k_sweep"]) == {"1", "2"}
+    assert "who wrote hamlet?" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    said = " ".join(done.stderr.split())
+    assert ("the evaluation is complete, but its sweep ends after K = 2" if code == 130 else "3 is too many") in said
+    assert "run the same command again" not in said
+
+
 def test_evaluate_says_at_once_that_a_run_cannot_hold_an_id(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"question": "why?", "answers": ["x"], "id": "q 2"}))
@@ -357,6 +434,8 @@ def test_evaluate_says_at_once_that_a_run_cannot_hold_an_id(tmp_path):
         (["--against", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--trec-in", "nowhere.trec"], "nowhere.trec cannot be read"),
         (["--limit", "0"], "--limit"),
+        (["--seed", "-1"], "--seed"),
+        (["--predictions", "/dev/null", "--run", "/dev/null"], "--predictions and --run both write /dev/null"),
         (["--predictions", "."], ". is a folder"),
     ],
 )

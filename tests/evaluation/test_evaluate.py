@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
+import torch
 
 from ragstone import KnowledgeBase, RagPipeline
-from ragstone.errors import InputError
+from ragstone.errors import InputError, ModelError
 from ragstone.evaluation import Question, evaluate, read_run, write_run
 from ragstone.testing import TOY_PASSAGES, tiny_rag, toy_passages
 
@@ -71,6 +73,34 @@ def test_a_question_without_hits_is_unanswered_and_wrong_and_the_others_are_answ
     assert evaluation.summary["recall_at_3"] == pytest.approx(sum(together) / 4)
 
 
+@pytest.mark.parametrize("k", [1, 50])
+def test_an_evaluation_goes_on_unless_none_of_the_first_8_can_be_answered(rag, k):
+    lost = [Question("zzzyx qwrt", ("Paris",), f"lost {n}") for n in range(8)]
+    run = evaluate(rag, [*lost[:7], *QUESTIONS], k=k, search="keyword", max_new_tokens=1).predictions
+    assert [bool(each.error) for each in run] == [True] * 7 + [False] * 3
+    seen = []
+    with pytest.raises(InputError):
+        evaluate(rag, [*lost, *QUESTIONS], k=k, search="keyword", progress=lambda *done: seen.append(done))
+    assert all(done < 8 for done, *_ in seen)
+
+
+def test_questions_are_answered_together_as_their_passages_allow_not_as_k_does(rag):
+    seen = []
+    evaluate(rag, QUESTIONS, k=1000, max_new_tokens=1, progress=lambda done, *_: seen.append(done))
+    assert seen == [3]  # the base holds 8 passages
+
+
+@pytest.mark.parametrize("labels", [None, ["Paris", "London"]])
+def test_a_model_of_nan_is_said_to_be_one(labels):
+    model, tokenizer = tiny_rag("token", "bart", n_docs=2)
+    rag = RagPipeline(model, tokenizer)
+    rag.retriever = rag.retriever.with_index(toy_passages())
+    with torch.no_grad():
+        model.generator.get_output_embeddings().weight.fill_(math.nan)
+    with pytest.raises(ModelError, match=r"no numbers \(NaN\)"):
+        evaluate(rag, QUESTIONS[1:2], labels=labels)
+
+
 def test_what_is_wrong_with_every_question_is_raised(rag):
     for options in ({"k": 0}, {"search": "psychic"}, {"where": "no such column = 1"}, {"where": "title = 'nowhere'"}):
         with pytest.raises(InputError):
@@ -81,6 +111,8 @@ def test_what_is_wrong_with_every_question_is_raised(rag):
         evaluate(rag, [])
     with pytest.raises(InputError, match="id 'q2'"):
         evaluate(rag, [*QUESTIONS, QUESTIONS[1]])
+    with pytest.raises(InputError, match="seed=-1"):
+        evaluate(rag, QUESTIONS, seed=-1)
     with pytest.raises(InputError, match=r"\(un"):
         evaluate(rag, [Question("why?", ("(un",), "1")], regex=True)
 
@@ -129,8 +161,44 @@ def test_the_scores_of_a_run_are_the_logits_of_the_prior(rag, tmp_path):
     assert [p.id for p in evaluate(rag, QUESTIONS[:1], run=ranked, k=1, max_new_tokens=1).predictions[0].passages] == [
         "toy-3"
     ]
-    with pytest.raises(InputError, match="toy-99"):
-        evaluate(rag, QUESTIONS, run={"q1": [("toy-99", 1.0)]})
+
+
+def test_a_run_is_checked_before_the_first_answer(rag):
+    seen = []
+    run = {"q1": [("toy-0", 1.0)], "q2": [("toy-3", 2.0), ("toy-99", 1.0)], "q3": [("toy-99", 2.0), ("toy-98", 1.0)]}
+    with pytest.raises(InputError, match=r"lacks 2 of the 4 passages that the run ranks, such as 'toy-99' .* 'q2'"):
+        evaluate(rag, QUESTIONS, run=run, max_new_tokens=1, progress=lambda *done: seen.append(done))
+    assert not seen
+    few = evaluate(rag, QUESTIONS[:2], run=run, k=1, max_new_tokens=1)  # what is not read may be missing
+    assert few.settings == {"method": rag.method, "k": 1, "search": "run", "prior": "search"}
+    for option in ({"search": "dense"}, {"where": "title = 'Pi'"}):
+        with pytest.raises(InputError, match="a run is read as it is"):
+            evaluate(rag, QUESTIONS, run={}, **option)
+
+
+def test_labels_leave_nothing_to_write(rag):
+    claims = [Question("Paris is in France", ("yes",), "1")]
+    for options in ({"max_new_tokens": 3}, {"num_beams": 2}, {"decode": "fast"}, {"extractive": False}):
+        with pytest.raises(InputError, match=f"leave out {next(iter(options))}"):
+            evaluate(rag, claims, labels=["yes", "no"], **options)
+
+
+def test_an_answer_longer_than_the_generator_can_write_is_refused_at_once():
+    rag = RagPipeline(*tiny_rag("token", "bart"))
+    with pytest.raises(InputError, match="max_new_tokens=1025: the generator has 1024 positions"):
+        evaluate(rag, QUESTIONS, max_new_tokens=1025)
+
+
+def test_gold_passages_that_the_base_lacks_are_reported_once(rag, caplog):
+    questions = [Question("capital of France", ("Paris",), "1", ("toy-3", "gone", "lost")), QUESTIONS[0]]
+    with caplog.at_level(logging.WARNING, "ragstone.evaluation"):
+        evaluate(rag, QUESTIONS, max_new_tokens=1)
+        assert not caplog.records
+        for k in (1, 2):
+            evaluate(rag, questions, k=k, max_new_tokens=1)
+    (record,) = caplog.records
+    assert "2 of 4 gold passages are not in" in record.getMessage()
+    assert "'gone'" in record.getMessage()
 
 
 def test_a_run_needs_a_knowledge_base():

@@ -116,6 +116,15 @@ def test_files_that_hold_no_predictions_are_refused(tmp_path, text):
         read_predictions(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("scores", [3, {"f1": None}, {"f1": math.nan}, {"f1": "1"}, {"f1": 10**400}, {"f1": True}])
+def test_scores_that_are_no_numbers_are_refused(tmp_path, scores):
+    write_predictions(tmp_path / "p.jsonl", [replace(RUN[1], scores={})])
+    line = json.loads((tmp_path / "p.jsonl").read_text())
+    (tmp_path / "p.jsonl").write_text(json.dumps(line | {"scores": scores}))
+    with pytest.raises(DataError, match=r"p\.jsonl, line 1 is no prediction"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
 def test_runs_are_compared_question_by_question_in_any_order():
     better = [prediction(p.id, 1, f1=1.0) for p in reversed(RUN)]
     found = compare(RUN, better)

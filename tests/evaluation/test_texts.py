@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragstone.errors import InputError
 from ragstone.evaluation.texts import bleu_1, distinct_ngrams, q_bleu_1, rouge_l
 
 WORDS = st.lists(st.sampled_from(["the", "cat", "dog", "sat", "on", "mat"]), min_size=1, max_size=8).map(" ".join)
@@ -41,6 +42,14 @@ def test_bleu_1_counts_clipped_words_and_punishes_brevity():
     # Each text has its own number of answers; lengths and matches are summed before they are divided.
     assert bleu_1(["a b", "c"], [["a x", "x b"], "c"]) == pytest.approx(3 / 3)
     assert bleu_1(["", "c"], ["c", "c"]) == pytest.approx(math.exp(1 - 2))
+
+
+def test_without_an_answer_or_a_text_there_is_no_score():
+    assert rouge_l("x", []) == q_bleu_1("x", []) == 0.0
+    assert bleu_1([], []) == bleu_1(["a"], [[]]) == 0.0
+    assert bleu_1(["a", "b"], [[], ["b"]]) == pytest.approx(1 / 2)
+    with pytest.raises(InputError, match="2 predictions came with 1 answers"):
+        bleu_1(["a", "b"], ["a"])
 
 
 def test_distinct_trigrams_do_not_cross_texts():

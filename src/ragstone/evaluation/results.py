@@ -223,6 +223,9 @@ def _prediction(line: str, place: str) -> Prediction:
         for name in ("answers", "positive_ids"):
             value[name] = tuple(value[name])
         value["passages"] = tuple(ReadPassage(**passage) for passage in value["passages"])
+        for name, score in value["scores"].items():
+            if isinstance(score, bool) or not math.isfinite(score):
+                raise ValueError(f"the score {name!r} is {score}")
         return Prediction(**value)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{place} is no prediction ({error}); write the file with --predictions") from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ragstone import metrics
-from ragstone.errors import InputError, RagstoneError
+from ragstone.errors import InputError, ModelError, RagstoneError
 from ragstone.evaluation.results import Evaluation, Prediction, ReadPassage, summarize
 from ragstone.evaluation.texts import q_bleu_1, rouge_l
 from ragstone.evaluation.trec import Run
@@ -15,13 +17,20 @@ from ragstone.questions import Question
 
 if TYPE_CHECKING:
     from ragstone.answers import Answer
+    from ragstone.knowledge import KnowledgeBase
     from ragstone.pipeline import RagPipeline
 
 __all__ = ["depths", "evaluate", "judge"]
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int, int, str], None]
 DEPTHS = (1, 3, 5, 10, 20, 50, 100)
 """Ranks k at which rankings are judged, as far as they reach."""
+FIRST_QUESTIONS = 8
+"""Where none of so many can be answered, none is expected to be."""
+_gold_looked_up: WeakKeyDictionary[KnowledgeBase, tuple[str, ...]] = WeakKeyDictionary()
+"""The gold passages that were last looked up, so that a sweep warns once."""
 
 
 def evaluate(
@@ -29,14 +38,14 @@ def evaluate(
     questions: Sequence[Question],
     *,
     k: int | None = None,
-    search: str = "dense",
+    search: str | None = None,
     where: str | None = None,
     prior: str = "dense",
     run: Run | None = None,
     labels: Sequence[str] | None = None,
     regex: bool = False,
     generation: bool = False,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
@@ -44,65 +53,85 @@ def evaluate(
     """Answer questions and judge the answers, the passages and the probabilities.
 
     A question that cannot be answered (no passage is found, or it is too long) counts as wrong, and
-    ``Prediction.error`` says why. Where none of the first questions can be, the first error is raised instead.
+    ``Prediction.error`` says why. Where none of the first 8 questions can be, the first error is raised instead.
 
     Args:
         rag: the model.
         questions: with distinct ids.
-        k, search, where, prior: as in calling the pipeline; ``k`` is the model's ``n_docs`` by default.
+        k, search, where, prior: as in calling the pipeline; ``k`` is the model's ``n_docs`` by default, and ``search``
+            is ``"dense"``.
         run: read these passages instead of searching, with their scores as the logits of the prior
             (:func:`ragstone.evaluation.read_run`); their texts come from the knowledge base.
         labels: classify instead of generate: the prediction is the most probable of these.
         regex: the answers are regular expressions, as in CuratedTREC.
         generation: also ROUGE-L, BLEU-1, Q-BLEU-1 and the share of distinct trigrams.
-        max_new_tokens: of an answer.
+        max_new_tokens: of an answer, 32 by default.
         seed: of the bootstrap intervals.
         progress: called as ``progress(done, total, "questions")``.
         options: those of the pipeline and of transformers' ``generate``.
 
     Raises:
         InputError: there is no question, options do not fit, or an answer is none of the labels.
+        ModelError: the probabilities of the first answers are NaN.
     """
     from ragstone.pipeline import questions_per_batch
 
     k = rag.model.config.n_docs if k is None else k
-    _check(questions, labels, regex=regex, generation=generation)
-    retrieval: dict[str, Any] = {"k": k, "search": search, "where": where, "prior": prior}
+    if max_new_tokens is not None:
+        options = {"max_new_tokens": max_new_tokens, **options}
+    _check(questions, labels, options, seed=seed, regex=regex, generation=generation)
+    if labels is None:
+        options = {"max_new_tokens": 32, **options}
+        _check_length(rag, options["max_new_tokens"])
+    retrieval: dict[str, Any] = {"k": k, "search": search or "dense", "where": where, "prior": prior}
+    settings = {"method": rag.method, **retrieval}
     if run is not None:
-        if where is not None:
-            raise InputError(f"where={where!r} filters what a search finds; a run is read as it is, so leave one out")
+        _check_run(rag, questions, run, k, search=search, where=where)
         retrieval = {"prior": "search"}
+        settings |= {"search": "run", "prior": "search"}
+    _report_lost_gold(rag.knowledge_base, questions)
 
     def answer(some: Sequence[Question], passages: Any) -> list[Answer]:
         texts = [question.question for question in some]
         given = {} if passages is None else {"passages": passages}
         if labels is not None:
             return rag.choose(texts, labels, **retrieval, **given)
-        return rag(texts, max_new_tokens=max_new_tokens, **retrieval, **given, **options)
+        return rag(texts, **retrieval, **given, **options)
 
     predictions: list[Prediction] = []
-    size = questions_per_batch(rag.model.generator.device, k)
+    failures: list[RagstoneError] = []
+    first = min(FIRST_QUESTIONS, len(questions))
+    size = questions_per_batch(rag.model.generator.device, min(k, len(rag.retriever.index)))
     for start in range(0, len(questions), size):
         some = questions[start : start + size]
-        answers = list(_answer_each(answer, some, _hits(rag, some, run, k)))
-        failures = [each for each in answers if isinstance(each, RagstoneError)]
-        if not predictions and len(failures) == len(answers):
-            raise failures[0]
+        answers = [_with_number(each) for each in _answer_each(answer, some, _hits(rag, some, run, k))]
+        failures += [each for each in answers if isinstance(each, RagstoneError)]
         predictions += [
             judge(question, each, k, labels=labels is not None, regex=regex, generation=generation)
             for question, each in zip(some, answers, strict=True)
         ]
+        if len(predictions) >= first and all(each.error for each in predictions[:first]):
+            raise failures[0]
         if progress is not None:
             progress(len(predictions), len(questions), "questions")
-    settings = {"method": rag.method, "k": k, "search": "run" if run is not None else search, "prior": prior}
-    if run is not None:
-        settings["prior"] = "search"
-    return summarize(predictions, seed=seed, settings=settings | ({"where": where} if where else {}))
+    return summarize(predictions, seed=seed, settings={name: v for name, v in settings.items() if v is not None})
 
 
-def _check(questions: Sequence[Question], labels: Sequence[str] | None, *, regex: bool, generation: bool) -> None:
+def _check(
+    questions: Sequence[Question],
+    labels: Sequence[str] | None,
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    regex: bool,
+    generation: bool,
+) -> None:
     if not questions:
         raise InputError("There are no questions; evaluate at least 1")
+    if seed < 0:
+        raise InputError(f"seed={seed}: take 0 or a positive number")
+    if labels is not None and options:
+        raise InputError(f"labels are chosen from and no answer is written; leave out {' and '.join(options)}")
     if labels is not None and (regex or generation):
         raise InputError("labels are compared as they are; leave out regex and generation")
     ids = [question.id for question in questions]
@@ -117,6 +146,63 @@ def _check(questions: Sequence[Question], labels: Sequence[str] | None, *, regex
             )
         if regex:
             metrics.search_pattern("", question.answers)  # a broken one is said before anything is computed
+
+
+def _check_length(rag: RagPipeline, max_new_tokens: int) -> None:
+    config = rag.model.generator.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)  # T5 counts relative positions and has no limit
+    if positions is not None and max_new_tokens > positions:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens}: the generator has {positions} positions; take so many at most"
+        )
+
+
+def _check_run(
+    rag: RagPipeline, questions: Sequence[Question], run: Run, k: int, *, search: str | None, where: str | None
+) -> None:
+    """Say before the first answer what would spoil a later one."""
+    if search is not None:
+        raise InputError(f"search={search!r} finds passages; a run is read as it is, so leave one out")
+    if where is not None:
+        raise InputError(f"where={where!r} filters what a search finds; a run is read as it is, so leave one out")
+    if rag.knowledge_base is None:
+        raise InputError("A run names passages by id; give the pipeline the knowledge base that holds them")
+    ids = _ranked_ids(questions, run, k)
+    known = rag.knowledge_base.known(ids)
+    lost = [id_ for id_ in ids if id_ not in known]
+    if lost:
+        asked = next(question.id for question in questions if lost[0] in _ranked_ids([question], run, k))
+        raise InputError(
+            f"{rag.knowledge_base.path} lacks {len(lost)} of the {len(ids)} passages that the run ranks, such as "
+            f"{lost[0]!r} for the question {asked!r}; evaluate with the base that the run was made from"
+        )
+
+
+def _report_lost_gold(base: KnowledgeBase | None, questions: Sequence[Question]) -> None:
+    gold = tuple(dict.fromkeys(id_ for question in questions for id_ in question.positive_ids))
+    if base is None or not gold or _gold_looked_up.get(base) == gold:
+        return
+    _gold_looked_up[base] = gold
+    known = base.known(gold)
+    lost = [id_ for id_ in gold if id_ not in known]
+    if lost:
+        logger.warning(
+            "%d of %d gold passages are not in %s, such as %r, and count as not found.",
+            len(lost),
+            len(gold),
+            base.path,
+            lost[0],
+        )
+
+
+def _with_number(answer: Answer | RagstoneError) -> Answer | RagstoneError:
+    """The answer, or an error where its probability is NaN."""
+    if isinstance(answer, RagstoneError) or not math.isnan(answer.log_prob):
+        return answer
+    return ModelError(
+        "The model's probabilities are no numbers (NaN): its weights hold NaN, or overflow; take another checkpoint, "
+        "or compute in float32"
+    )
 
 
 def _answer_each(
@@ -139,6 +225,10 @@ def _answer_each(
             yield error
 
 
+def _ranked_ids(questions: Sequence[Question], run: Run, k: int) -> list[str]:
+    return list(dict.fromkeys(id_ for question in questions for id_, _ in run.get(question.id, [])[:k]))
+
+
 def _hits(rag: RagPipeline, questions: Sequence[Question], run: Run | None, k: int) -> list[Any] | None:
     """What a run ranks first, as hits for each question."""
     if run is None:
@@ -147,11 +237,10 @@ def _hits(rag: RagPipeline, questions: Sequence[Question], run: Run | None, k: i
 
     from ragstone.knowledge import Hit
 
-    if rag.knowledge_base is None:
-        raise InputError("A run names passages by id; give the pipeline the knowledge base that holds them")
+    assert rag.knowledge_base is not None
+    ids = _ranked_ids(questions, run, k)
+    passages = dict(zip(ids, rag.knowledge_base.get(ids), strict=True))
     ranked = [run.get(question.id, [])[:k] for question in questions]
-    ids = list(dict.fromkeys(id_ for row in ranked for id_, _ in row))
-    passages = dict(zip(ids, rag.knowledge_base.get(ids), strict=True)) if ids else {}
     return [[Hit(passages[id_], score, np.empty(0)) for id_, score in row] for row in ranked]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
 
 from ragstone._extras import extra
+from ragstone.errors import InputError
 
 __all__ = ["bleu_1", "distinct_ngrams", "q_bleu_1", "rouge_l"]
 
@@ -26,21 +27,23 @@ def rouge_l(prediction: str, answers: str | Iterable[str]) -> float:
     """
     scorer = extra("evaluation", "rouge_score.rouge_scorer", "ROUGE-L").RougeScorer(["rougeL"])
     listed = [answers] if isinstance(answers, str) else list(answers)
-    return float(scorer.score_multi(listed, prediction)["rougeL"].fmeasure)
+    return float(scorer.score_multi(listed, prediction)["rougeL"].fmeasure) if listed else 0.0
 
 
 def bleu_1(predictions: Sequence[str], answers: Sequence[str | Sequence[str]]) -> float:
-    """Return BLEU of single words over a whole set (Papineni et al. 2002), as sacrebleu has it.
+    """Return BLEU of single words over a whole set (Papineni et al. 2002), as sacrebleu has it; 0 without any.
 
     Four of six words are right, and the texts are as long as they should be:
 
     >>> round(bleu_1(["a cat sat", "it is so"], [["a cat lay"], ["it is not"]]), 3)
     0.667
     """
-    listed = [[each] if isinstance(each, str) else list(each) for each in answers]
+    if len(predictions) != len(answers):
+        raise InputError(f"{len(predictions)} predictions came with {len(answers)} answers; pass one list for each")
+    listed = [[each] if isinstance(each, str) else list(each) or [""] for each in answers]  # no word matches ""
     references = [list(column) for column in zip_longest(*listed)]
     metric = extra("evaluation", "sacrebleu.metrics", "BLEU").BLEU(max_ngram_order=1)
-    return float(metric.corpus_score(list(predictions), references).score / 100)
+    return float(metric.corpus_score(list(predictions), references).score / 100) if listed else 0.0
 
 
 def distinct_ngrams(texts: Iterable[str], n: int = 3) -> float:
