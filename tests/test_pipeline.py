@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import json
+import pickle
 import threading
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from ragstone import Evidence, KnowledgeBase, Passage, RagPipeline
 from ragstone.errors import EncoderMismatchError, InputError, ModelError
@@ -124,6 +126,12 @@ def test_passages_for_several_questions(bare):
     assert each[0].log_prob == pytest.approx(alone.log_prob, abs=1e-4)
     with pytest.raises(InputError, match="1 lists for 2 questions"):
         bare(["hamlet?", "everest?"], passages=[TEXTS[:1]])
+    for mixed in ([["x"], "yes"], ["yes", ["x"]], [["x"], ["y"], None]):
+        with pytest.raises(InputError, match="lists beside single passages"):
+            bare(["hamlet?", "everest?"], passages=mixed)
+    for wrong in ([None], [("T", "x")], [["x"]]):
+        with pytest.raises(InputError, match="a passage is a string, a mapping with a text, or a Passage, not"):
+            bare("hamlet?", passages=wrong)
     with pytest.raises(InputError, match="empty"):
         bare("hamlet?", passages=[])
     with pytest.raises(InputError, match="pass a list"):
@@ -206,6 +214,64 @@ def test_options_that_do_not_fit_are_named(rag, options, error):
     assert "\n" not in str(caught.value).strip()
 
 
+def test_what_is_asked_for_wins_over_the_defaults(rag):
+    assert len(rag("pi?", min_new_tokens=32).tokens) == 32
+    assert len(rag("pi?", min_new_tokens=2, max_length=4).tokens) in (3, 4)  # a start token counts
+    config = GenerationConfig(max_new_tokens=3, min_new_tokens=3, num_beams=2, num_return_sequences=2)
+    answer = rag("pi?", generation_config=config)
+    assert (len(answer.tokens), len(answer.alternatives)) == (3, 1)
+    other = rag("pi?", generation_config=config, max_new_tokens=5, min_new_tokens=5, num_return_sequences=1)
+    assert (len(other.tokens), len(other.alternatives)) == (5, 0)
+    assert len(rag("pi?", generation_config=GenerationConfig(min_new_tokens=32)).tokens) == 32
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (
+            lambda rag: rag("who?", passages=TEXTS, return_dict_in_generate=True),
+            "return_dict_in_generate has no place here",
+        ),
+        (
+            lambda rag: rag("who?", passages=TEXTS, num_return_sequences=0),
+            "num_return_sequences=0 must be a whole number",
+        ),
+        (lambda rag: rag("caf\udce9?"), r"The question 'caf\\udce9\?' is not valid Unicode"),
+        (lambda rag: rag.choose("who?", [1, 2]), "a choice must be a string, not 1"),
+        (lambda rag: rag.choose("who?", ["a", "a"]), "pass a list of different strings"),
+        (lambda rag: rag.choose("who?", None), "pass a list of different strings"),
+        (lambda rag: rag("who?", passages=TEXTS, max_new_tokens=1).score_of(None), "text must be a string, not None"),
+        (lambda rag: list(rag.stream(["who?", "why?"])), "stream answers one question"),
+    ],
+)
+def test_what_cannot_be_used_gets_one_sentence(bare, ask, words):
+    with pytest.raises(InputError, match=words):
+        ask(bare)
+
+
+def test_no_questions_have_no_answers(rag):
+    assert rag([]) == rag([], passages=TEXTS) == rag.choose([], ["a", "b"], passages=TEXTS) == []
+
+
+def test_samples_come_best_first(rag):
+    torch.manual_seed(0)
+    answer = rag("who wrote hamlet?", max_new_tokens=4, do_sample=True, num_return_sequences=6)
+    log_probs = [each.log_prob for each in (answer, *answer.alternatives)]
+    assert log_probs == sorted(log_probs, reverse=True)
+    assert len(set(log_probs)) > 1
+
+
+def test_a_pickled_answer_leaves_the_model_behind(rag):
+    answer = rag("who wrote hamlet?", max_new_tokens=3, num_beams=2, num_return_sequences=2)
+    again = pickle.loads(pickle.dumps(answer))
+    assert again == answer
+    assert again.to_dict() == answer.to_dict()
+    for each in (again, *again.alternatives):
+        with pytest.raises(InputError, match="no model behind it any more"):
+            each.score_of("Pi")
+    assert answer.score_of("Pi").log_prob < 0
+
+
 def test_empty_questions_are_refused_and_odd_ones_are_not(rag):
     for question in ("", "   "):
         with pytest.raises(InputError, match="empty"):
@@ -229,6 +295,27 @@ def test_saved_pipelines_load_with_their_class_and_another(rag, tmp_path):
     switched = RagPipeline.from_pretrained(folder, knowledge_base=tmp_path / "kb", method=other)
     assert switched.method == other
     assert switched("hamlet?", max_new_tokens=4).text is not None
+
+
+def test_passages_that_were_saved_are_searched_again(tmp_path):
+    rag = RagPipeline(*tiny_rag("token", "bart", n_docs=3), TEXTS)
+    answer = rag("who wrote hamlet?", max_new_tokens=4)
+    for saved in (rag.model, rag.retriever):
+        saved.save_pretrained(tmp_path)
+    again = RagPipeline.from_pretrained(tmp_path, dtype="float32")("who wrote hamlet?", max_new_tokens=4)
+    assert (again.text, again.log_prob) == (answer.text, pytest.approx(answer.log_prob, abs=1e-4))
+    assert [e.passage.text for e in again.passages] == [e.passage.text for e in answer.passages]
+    (tmp_path / "passages.parquet").unlink()
+    without = RagPipeline.from_pretrained(tmp_path, dtype="float32")
+    assert without("who?", passages=["Me."], max_new_tokens=2).passages[0].passage.text == "Me."
+    with pytest.raises(InputError, match="nothing to search"):
+        without("who?")
+
+
+def test_a_passage_encoder_of_another_width_is_refused():
+    rag = RagPipeline(*tiny_rag("token", "bart"), passage_encoder=ToyEncoder(8))
+    with pytest.raises(InputError, match="question vectors have width 16, the passages' 8;"):
+        rag("who?", passages=TEXTS)
 
 
 def test_broken_checkpoints_get_one_sentence(rag, tmp_path):

@@ -9,8 +9,10 @@ import torch
 from ragstone import KnowledgeBase, Passage, RagConfig, RagRetriever, RagSequenceForGeneration
 from ragstone.encoders import Encoder, load_encoder
 from ragstone.errors import InputError, ModelError
+from ragstone.knowledge import Hit
 from ragstone.knowledge.loose import dummy_passages
 from ragstone.models import Retriever
+from ragstone.retriever import stack_hits
 from ragstone.testing import (
     TOY_PASSAGES,
     ToyEncoder,
@@ -144,6 +146,19 @@ def test_default_scale_is_20_for_unit_vectors_and_1_for_inner_products():
     assert RagConfig(question_encoder_normalize=True).tau == 20.0
     assert RagConfig(question_encoder_normalize=False).tau == 1.0
     assert RagConfig(question_encoder_normalize=True, score_scale=3.0).tau == 3.0
+
+
+def test_a_question_that_is_no_text_is_named(model_and_tokenizer):
+    retriever = retriever_of(*model_and_tokenizer, toy_passages())
+    with pytest.raises(InputError, match=r"The question 'caf\\udce9\?' is not valid Unicode at character 3"):
+        retriever.tokenize_questions(["pi?", "caf\udce9?"])
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_hits_of_another_width_are_refused(width):
+    hit = Hit(Passage("a"), 1.0, np.ones(width, np.float32))
+    with pytest.raises(InputError, match=f"question vectors have width 16, the passages' {width};"):
+        stack_hits([[hit]], 2, 16)
 
 
 @pytest.mark.parametrize("name", ["legacy", "compressed", "custom", "exact"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from ragstone.errors import InputError
 from ragstone.knowledge import Passage
+from ragstone.knowledge.passages import check_text
 
 __all__ = ["Answer", "Evidence", "Score"]
 
@@ -88,10 +89,18 @@ class Answer:
         return supported and self.nothing < 0.5
 
     def score_of(self, text: str) -> Score:
-        """Log-probability and posterior of any other answer to this question under the same passages."""
+        """Log-probability and posterior of any other answer to this question under the same passages.
+
+        Raises:
+            InputError: ``text`` is no string, or the answer was pickled or copied, which leaves the model behind.
+        """
+        check_text("text", text)
         if self._scorer is None:
             raise InputError("This answer has no model behind it any more; ask the pipeline again.")
         return self._scorer(text)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scorer": None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

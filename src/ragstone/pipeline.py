@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,14 +15,15 @@ from torch import Tensor
 from ragstone import local
 from ragstone.answers import Answer, Evidence, Score
 from ragstone.decoding import RagGenerateOutput, Spans, score_candidates
+from ragstone.decoding.options import option
 from ragstone.encoders.precision import choose_dtype, parse_device, parse_dtype
 from ragstone.errors import EncoderMismatchError, InputError
 from ragstone.generators.prompts import report_truncation
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.checks import check_count
-from ragstone.knowledge.passages import as_passages
+from ragstone.knowledge.passages import as_passages, check_text
 from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
-from ragstone.retriever import RagRetriever, stack_hits
+from ragstone.retriever import RagRetriever, saved_index, stack_hits
 
 __all__ = ["RagPipeline"]
 
@@ -125,7 +126,7 @@ class RagPipeline:
 
         Args:
             name_or_path: a folder that ``save_pretrained`` of Ragstone or transformers wrote, a name, or ``"local"``.
-            knowledge_base: see the class; the one saved inside the checkpoint by default.
+            knowledge_base: see the class; by default the one, or the passages, saved inside the checkpoint.
             method: ``"token"`` or ``"sequence"``; the saved class by default, ``"token"`` for ``"local"``.
             device: where the model runs; CUDA if there is one.
             dtype: what it computes in; ``None`` chooses bfloat16 where a short probe finds it quicker, else float32.
@@ -138,19 +139,20 @@ class RagPipeline:
             raise InputError(f"method is {method!r}; choose 'token' or 'sequence'.")
         device = parse_device(device)
         name = str(name_or_path)
+        index: Any = knowledge_base
         saved = ""
         if name not in (local.LOCAL, local.UNTRAINED):
             config = RagConfig.load(name)
             saved = (config.architectures or [""])[0]
-            if knowledge_base is None and config.knowledge_base:
-                knowledge_base = Path(name) / config.knowledge_base
+            if index is None:
+                index = saved_index(config, Path(name))
         kind = METHODS[method or ("sequence" if "Sequence" in saved else "token")]
         model, tokenizer = kind.from_pretrained(name, **fields), RagTokenizer.from_pretrained(name)
         model = model.to(device=device).eval()
         _set_dtype(model, dtype)
         if model.config.passage_encoder and (Path(name) / model.config.passage_encoder).is_dir():
             model.config.passage_encoder = str(Path(name) / model.config.passage_encoder)
-        return cls(model, tokenizer, knowledge_base)
+        return cls(model, tokenizer, index)
 
     @property
     def knowledge_base(self) -> KnowledgeBase | None:
@@ -210,8 +212,8 @@ class RagPipeline:
         prior: Literal["dense", "search"] = "dense",
         passages: Sequence[Any] | None = None,
         decode: Literal["thorough", "fast"] = "thorough",
-        max_new_tokens: int = 32,
-        num_return_sequences: int = 1,
+        max_new_tokens: int | None = None,
+        num_return_sequences: int | None = None,
         extractive: bool | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
@@ -227,8 +229,9 @@ class RagPipeline:
             passages: read these instead of retrieving: strings, dicts, ``Passage`` or ``Hit`` objects; for a list of
                 questions one list for all, or a list of lists. With ``prior="search"`` the scores of the hits are used.
             decode: for RAG-Sequence.
-            max_new_tokens: of an answer.
-            num_return_sequences: answers a question; all but the first are ``Answer.alternatives``.
+            max_new_tokens: of an answer; 32 unless ``max_length`` or the ``generation_config`` given says otherwise.
+            num_return_sequences: answers a question, the most probable first when sampling; all but the first are
+                ``Answer.alternatives``. 1 unless the ``generation_config`` given says otherwise.
             extractive: answer with a span of a passage or title, word for word (:class:`ragstone.decoding.Spans`); the
                 probabilities remain the model's own. ``config.extractive`` by default.
             options: those of transformers' ``generate``, and RAG-Sequence's own: with ``complete=False``, passages that
@@ -241,7 +244,7 @@ class RagPipeline:
         questions, single = _listed(question)
         given = _given_hits(passages, len(questions), single)
         retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
-        options = {"max_new_tokens": max_new_tokens, "num_return_sequences": num_return_sequences, **options}
+        options = _with_defaults(options, max_new_tokens, num_return_sequences)
         if isinstance(self.model, RagSequenceForGeneration):
             options["decode"] = decode
         constrained = options.get("prefix_allowed_tokens_fn") is not None
@@ -250,6 +253,7 @@ class RagPipeline:
                 "extractive=True and prefix_allowed_tokens_fn both say what may be written; leave one out."
             )
         extractive = self.model.config.extractive and not constrained if extractive is None else extractive
+        sampled = option(self.model.rag.adapter(), options, "do_sample", False)
         answers: list[Answer] = []
         for prepared in self._batches(retriever, questions, k, search, where, prior, given):
             if extractive:
@@ -258,7 +262,7 @@ class RagPipeline:
             out = self.model.generate(
                 **prepared.inputs, prompt_lengths=lengths, return_dict_in_generate=True, **options
             )
-            answers += self._answers(prepared, out, num_return_sequences)
+            answers += self._answers(prepared, out, ranked=not sampled)
         return answers[0] if single else answers
 
     def choose(
@@ -284,14 +288,13 @@ class RagPipeline:
         questions, single = _listed(question)
         given = _given_hits(passages, len(questions), single)
         retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
-        if not choices or isinstance(choices, str) or len(set(choices)) < len(choices):
-            raise InputError(f"choices is {choices!r}; pass a list of different strings.")
+        _check_choices(choices)
         candidates = self.tokenizer.target_ids(choices)
         answers: list[Answer] = []
         for prepared in self._batches(retriever, questions, k, search, where, prior, given):
             inputs = self.model.rag.prepare(**prepared.inputs, prompt_lengths=prepared.prompt_lengths)
             out = score_candidates(*self.model.answer_contexts(inputs), candidates, method=self.method)
-            answers += self._answers(prepared, out, len(choices), ranked=False)
+            answers += self._answers(prepared, out, ranked=False)
         return answers[0] if single else answers
 
     def stream(self, question: str, **options: Any) -> Iterator[str]:
@@ -300,6 +303,8 @@ class RagPipeline:
         RAG-Token yields tokens as they are decided, and joined they are the answer of a greedy search. RAG-Sequence yields
         the whole of its best answer so far whenever that changes, and the last one is the answer.
         """
+        if not isinstance(question, str):
+            raise InputError(f"stream answers one question, not {question!r}; call the pipeline itself for several.")
         from queue import SimpleQueue
         from threading import Thread
 
@@ -347,7 +352,7 @@ class RagPipeline:
     ) -> Iterator[_Prepared]:
         """As many questions at once as their passages allow."""
         k = check_count("k", self.model.config.n_docs if k is None else k)
-        most = min(k, len(retriever.index)) if given is None else max(map(len, given))
+        most = min(k, len(retriever.index)) if given is None else max(map(len, given), default=0)
         size = questions_per_batch(self.model.generator.device, most)
         for start in range(0, len(questions), size):
             part = slice(start, start + size)
@@ -411,7 +416,9 @@ class RagPipeline:
         ]
         return lambda b, tokens: spans[b].next_tokens(tokens[prompt:].tolist())
 
-    def _answers(self, prepared: _Prepared, out: RagGenerateOutput, n: int, *, ranked: bool = True) -> list[Answer]:
+    def _answers(self, prepared: _Prepared, out: RagGenerateOutput, *, ranked: bool) -> list[Answer]:
+        assert out.sequences is not None
+        n = len(out.sequences) // len(prepared.questions)
         answers = []
         for b in range(len(prepared.questions)):
             found = [self._answer(prepared, b, out, b * n + i) for i in range(n)]
@@ -421,20 +428,19 @@ class RagPipeline:
 
     def _answer(self, prepared: _Prepared, b: int, out: RagGenerateOutput, row: int) -> Answer:
         """Row ``row`` of the output as an answer to question ``b``."""
-        from ragstone.decoding.scoring import predicted_tokens
-
         assert out.sequences is not None
+        assert out.scored is not None
         assert out.log_probs is not None
         assert out.posteriors is not None
         generator = self.tokenizer.generator
-        labels, counts = predicted_tokens(self.model.rag.adapter(), out.sequences[row : row + 1])
-        tokens = labels[0][counts[0]].tolist()
+        counts = out.scored[row]
+        tokens = out.sequences[row][-len(counts) :][counts].tolist() if len(counts) else []
         log_prob = out.log_probs[row]
         low, high = (log_prob, log_prob) if out.log_prob_bounds is None else out.log_prob_bounds[row]
         posterior = out.posteriors[row]
         by_token = posterior.unsqueeze(1).expand(-1, len(tokens))
         if out.token_posteriors is not None:
-            by_token = out.token_posteriors[row][:, counts[0]]
+            by_token = out.token_posteriors[row][:, counts]
         real = len(prepared.passages[b])
         prior = prepared.doc_scores[b].softmax(dim=0)
         null = self.model.rag.null_passage is not None
@@ -479,7 +485,34 @@ def _listed(question: str | Sequence[str]) -> tuple[list[str], bool]:
     for text in questions:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"The question {text!r} is empty; write a question.")
+        check_text(f"The question {text[:60]!r}", text)
     return questions, isinstance(question, str)
+
+
+def _check_choices(choices: Sequence[str]) -> None:
+    if choices and not isinstance(choices, str):
+        for choice in choices:
+            check_text("a choice", choice)
+        if len(set(choices)) == len(choices):
+            return
+    raise InputError(f"choices is {choices!r}; pass a list of different strings.")
+
+
+def _with_defaults(options: dict[str, Any], max_new_tokens: int | None, answers: int | None) -> dict[str, Any]:
+    """What ``generate`` is told: 32 tokens and one answer where neither the caller nor the config given says otherwise."""
+    if "return_dict_in_generate" in options:
+        raise InputError("return_dict_in_generate has no place here: a pipeline returns answers; leave it out.")
+    config = options.get("generation_config")
+    lengths = options.get("max_length"), *(getattr(config, name, None) for name in ("max_new_tokens", "max_length"))
+    if max_new_tokens is None and all(length is None for length in lengths):
+        max_new_tokens = 32
+    if answers is None:
+        answers = getattr(config, "num_return_sequences", None)
+    options = {
+        **options,
+        "num_return_sequences": 1 if answers is None else check_count("num_return_sequences", answers),
+    }
+    return options if max_new_tokens is None else {**options, "max_new_tokens": max_new_tokens}
 
 
 def _given_hits(passages: Sequence[Any] | None, batch: int, single: bool) -> list[list[Hit]] | None:
@@ -489,9 +522,12 @@ def _given_hits(passages: Sequence[Any] | None, batch: int, single: bool) -> lis
     if isinstance(passages, _ONE):
         raise InputError("passages is one passage; pass a list of them.")
     rows = list(passages)
-    nested = bool(rows) and not isinstance(rows[0], _ONE)
-    if nested and (single or len(rows) != batch):
-        raise InputError(f"passages holds {len(rows)} lists for {batch} questions; pass one list, or one a question.")
+    lists = 0 if single else sum(isinstance(row, Iterable) and not isinstance(row, _ONE) for row in rows)
+    nested = lists > 0
+    if nested and lists < len(rows):
+        raise InputError("passages holds lists beside single passages; pass one list, or one a question.")
+    if nested and lists != batch:
+        raise InputError(f"passages holds {lists} lists for {batch} questions; pass one list, or one a question.")
     given = [_as_hits(row) for row in rows] if nested else [_as_hits(rows)] * batch
     if not all(given):
         raise InputError("passages is empty; pass at least one, or leave it out to search the knowledge base.")

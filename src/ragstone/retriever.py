@@ -22,11 +22,11 @@ from ragstone.generators.prompts import NULL_PASSAGE, ContextBatch, ContextBuild
 from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.exchange import named_base
 from ragstone.knowledge.loose import PassageIndex, dummy_passages
-from ragstone.knowledge.passages import as_passages
+from ragstone.knowledge.passages import as_passages, check_text
 from ragstone.models.configuration import RagConfig
 from ragstone.models.tokenization import RagTokenizer
 
-__all__ = ["RagRetriever", "stack_hits"]
+__all__ = ["RagRetriever", "saved_index", "stack_hits"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,9 @@ class RagRetriever:
         tokenizer = RagTokenizer.from_pretrained(name_or_path, config=config)
         index = indexed_dataset if index is None else index
         if index is None:
-            index = _saved_index(config, Path(name_or_path))
+            index = saved_index(config, Path(name_or_path))
+        if index is None:
+            index = _named_index(config, Path(name_or_path))
         if (
             passage_encoder is None
             and config.passage_encoder
@@ -185,6 +187,8 @@ class RagRetriever:
 
     def tokenize_questions(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B question texts -> ids and mask (B, S), cut at what the question encoder can read."""
+        for question in questions:
+            check_text(f"The question {question[:60]!r}", question)
         out = self.question_encoder_tokenizer(
             [self.config.question_prompt + question for question in questions],
             padding=True,
@@ -373,6 +377,11 @@ def stack_hits(
     for b, row in enumerate(hits):
         mask[b, : len(row)] = True
         for k, hit in enumerate(row):
+            if len(hit.vector) != width:
+                raise InputError(
+                    f"The question vectors have width {width}, the passages' {len(hit.vector)}; "
+                    "use the encoder that belongs to them."
+                )
             vectors[b, k], words[b, k] = hit.vector, hit.keyword_score
     return vectors, mask, words
 
@@ -423,9 +432,10 @@ def _named_index(config: RagConfig, folder: Path | None = None) -> KnowledgeBase
     )
 
 
-def _saved_index(config: RagConfig, folder: Path) -> KnowledgeBase | PassageIndex:
+def saved_index(config: RagConfig, folder: Path) -> KnowledgeBase | PassageIndex | None:
+    """What lies in the folder of a checkpoint to be searched, where :meth:`RagRetriever.save_pretrained` put it."""
     if config.knowledge_base:
         return KnowledgeBase.open(folder / config.knowledge_base)
-    if config.passages_path == _SAVED_PASSAGES:
+    if config.passages_path == _SAVED_PASSAGES and (folder / _SAVED_PASSAGES).is_file():
         return PassageIndex.load(folder / _SAVED_PASSAGES)
-    return _named_index(config, folder)
+    return None

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it returns, what it leaves behind."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from command import ragstone
 
+from ragstone.cli import main
 from ragstone.cli.indexing import share_out
 from ragstone.cli.maintenance import parse_duration
 from ragstone.errors import InputError
@@ -203,6 +205,27 @@ def test_ask_reads_questions_from_standard_input_and_survives_a_bad_one(base, mo
     assert [json.loads(line)["question"] for line in done.stdout.splitlines()] == ["hamlet?", "pi?"]
 
 
+def test_a_question_that_is_not_utf_8_is_said_and_the_next_ones_are_answered(base, models, monkeypatch, capsys):
+    ask = ["ask", str(base[0]), "--model", str(models / "rag"), "--max-new-tokens", "2", "--json"]
+    lines = "\ufeffhamlet?\n".encode() + b"caf\xe9?\npi?\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
+    assert main(ask) == 0
+    done = capsys.readouterr()
+    assert [json.loads(line)["question"] for line in done.out.splitlines()] == ["hamlet?", "pi?"]
+    assert r"The question 'caf\udce9?' is not valid Unicode at character 3" in done.err
+    alone = ragstone("ask", base[0], "caf\udce9 who?", "--model", models / "rag")
+    assert (alone.returncode, "is not valid Unicode" in alone.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough_is_no_error(models, options):
+    command = [sys.executable, "-m", "ragstone", "info", models / "rag", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_ask_needs_no_knowledge_base(models, notes):
     files = ["--passages", notes / "Pi.txt", "--passages", notes / "Paris.txt"]
     done = ragstone("ask", "what is pi?", "--model", models / "rag", "--max-new-tokens", 2, "--json", *files)
@@ -279,6 +302,9 @@ def test_an_interrupt_is_told_in_one_sentence(notes, tmp_path, monkeypatch):
     done = ragstone("index", notes, "--kb", tmp_path / "kb")
     assert done.returncode == 130
     assert "run the same command again to go on" in " ".join(done.stderr.split())
+    monkeypatch.setattr("ragstone.cli.asking.answer_questions", stop)
+    done = ragstone("ask", tmp_path / "kb", "who?")
+    assert (done.returncode, done.stderr) == (130, "error: Interrupted.\n")
 
 
 def test_version_and_help():

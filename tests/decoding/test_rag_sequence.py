@@ -132,6 +132,13 @@ def test_sampling_under_a_certain_prior_uses_that_passage_alone(case, kind):
     torch.testing.assert_close(out.posteriors, torch.tensor([[0.0, 1.0, 0.0]]).expand(5, 3))
 
 
+def test_ancestral_sampling_draws_from_all_tokens_unless_told_otherwise(case):
+    one = case("sequence", "gpt2", vocabulary=200, batch=1, passages=1)
+    drawn = run(one, do_sample=True, max_new_tokens=1, num_return_sequences=2000).sequences
+    assert len(drawn.unique()) > 100  # transformers' own default are the 50 likeliest
+    assert len(run(one, do_sample=True, top_k=7, max_new_tokens=1, num_return_sequences=2000).sequences.unique()) <= 7
+
+
 @pytest.mark.parametrize("decode", ["thorough", "fast"])
 def test_answers_come_best_first(case, kind, decode):
     one = case("sequence", kind)

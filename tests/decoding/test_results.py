@@ -1,13 +1,16 @@
 """What every result promises: exact probabilities, posteriors that sum to 1, no trace of the batch it came in."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 
 from ragstone.decoding import scoring
+from ragstone.errors import InputError, ModelError
 from ragstone.marginal import IGNORED
+from ragstone.testing import tiny_rag
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `.*` with `inputs_embeds`")  # penalties without a prompt
 
@@ -45,6 +48,106 @@ def test_probabilities_and_posteriors_are_those_of_the_definition(case, method, 
             assert float(out.log_probs[row]) == pytest.approx(one.log_prob(b, tokens), abs=1e-4), name
             torch.testing.assert_close(out.posteriors[row].double(), one.posterior(b, tokens), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(out.posteriors.sum(dim=1), torch.ones(len(out.sequences)))
+
+
+def test_answers_end_with_the_tokens_that_the_call_names(case, method, kind):
+    one = case(method, kind)
+    ends = {"eos_token_id": one.labels(run(one).sequences[0].tolist())[1], "pad_token_id": 39}
+    asked = replace(one, eos=ends["eos_token_id"], pad=39)
+    for named in ({"eos_token_id": asked.eos}, ends, {"generation_config": GenerationConfig(**ends)}):
+        now = replace(asked, pad=named.get("pad_token_id", 39 if "generation_config" in named else one.pad))
+        for options in searches(method).values():
+            out = run(one, **named, **options)
+            copies = len(out.sequences) // 2
+            for row, sequence in enumerate(out.sequences.tolist()):
+                b, tokens = row // copies, now.labels(sequence)
+                assert float(out.log_probs[row]) == pytest.approx(now.log_prob(b, tokens), abs=1e-4), (named, options)
+                assert int(out.scored[row].sum()) == sum(t == now.eos or t != now.pad for t in tokens)
+
+
+class EndsWith(StoppingCriteria):
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores, **options):
+        return input_ids[:, -1] == self.token
+
+
+def test_what_a_criterion_of_the_caller_ends_has_no_padding_in_it(case, method):
+    one = case(method, "gpt2", vocabulary=8)  # where padding is EOS, which counts
+    (first, *_), *_ = run(one).sequences.tolist()
+    stops = {"stopping_criteria": [EndsWith(first)]}
+    both, alone = run(one, **stops), run(one.of(0), **stops)
+    assert float(both.log_probs[0]) == pytest.approx(float(alone.log_probs[0]), abs=1e-5)
+    assert both.scored[0].sum() == alone.scored[0].sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}], ids=str)
+def test_a_generator_of_nan_is_said_to_be_one(case, method, kind, options):
+    one = case(method, kind)
+    one.model.generator.get_output_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(ModelError, match="logits hold NaN"):
+        run(one, **options)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_only_fills_up_beams_is_no_answer(case, method, fast):
+    one = case(method, "bart")
+    one.model.rag.fast = fast
+    for forced in ({"forced_bos_token_id": 3}, {"forced_eos_token_id": one.eos}):
+        torch.manual_seed(0)
+        out = one.model.generate(
+            **one.inputs, max_new_tokens=1, num_beams=4, num_return_sequences=2, return_dict_in_generate=True, **forced
+        )
+        assert out.scored.any(dim=1).all()
+        for row, sequence in enumerate(out.sequences.tolist()):
+            assert float(out.log_probs[row]) == pytest.approx(one.log_prob(row // 2, one.labels(sequence)), abs=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"num_beam": 1}, {"do_smaple": False}, {"min_new_token": 0}], ids=str)
+def test_misspelt_options_are_errors_whatever_their_value(case, method, wrong):
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        run(case(method), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_beams": 0},
+        {"num_beams": 2.0},
+        {"num_return_sequences": 0},
+        {"early_stopping": "soon"},
+        {"generation_config": {"num_beams": 2}},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"prompt_lookup_num_tokens": 1},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_named(case, method, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        run(case(method), **wrong)
+
+
+def test_options_that_change_nothing_may_be_given(case, method):
+    one = case(method)
+    neutral = {"encoder_no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "guidance_scale": 1, "num_beam_groups": 1}
+    assert torch.equal(run(one, **neutral).sequences, run(one).sequences)
+    with pytest.raises(ValueError, match="strictly positive"):
+        run(one, repetition_penalty=0.0)
+
+
+def test_an_answer_may_end_with_a_string(method):
+    model, tokenizer = tiny_rag(method, "gpt2")
+    case = {
+        "context_input_ids": torch.arange(5, 11).view(1, 6),
+        "context_attention_mask": torch.ones(1, 6, dtype=torch.long),
+        "doc_scores": torch.zeros(1, 1),
+    }
+    whole = model.generate(**case, max_new_tokens=6)[0].tolist()
+    string = tokenizer.generator.decode([whole[1]])
+    ended = model.generate(**case, max_new_tokens=6, stop_strings=[string], tokenizer=tokenizer.generator)[0].tolist()
+    assert ended == whole[: len(ended)]
+    assert len(ended) <= 2
 
 
 def test_probabilities_and_posteriors_are_those_of_forward(case, method, kind):

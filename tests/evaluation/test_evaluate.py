@@ -97,7 +97,7 @@ def test_a_model_of_nan_is_said_to_be_one(labels):
     rag.retriever = rag.retriever.with_index(toy_passages())
     with torch.no_grad():
         model.generator.get_output_embeddings().weight.fill_(math.nan)
-    with pytest.raises(ModelError, match=r"no numbers \(NaN\)"):
+    with pytest.raises(ModelError, match="hold NaN"):
         evaluate(rag, QUESTIONS[1:2], labels=labels)
 
 

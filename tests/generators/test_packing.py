@@ -47,12 +47,13 @@ def test_outside_the_model_is_as_it_was(model):
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.parametrize("data", [False, True], ids=["in place", "through data"])
 @torch.no_grad()
-def test_changed_weights_are_packed_anew(model):
+def test_changed_weights_are_packed_anew(model, data):
     with accelerated(model):
         logits(model)
     for weight in model.parameters():
-        weight.mul_(1.5)
+        (weight.data if data else weight).mul_(1.5)
     expected = logits(model)
     with accelerated(model):
         torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Beginnings of prompts that were read before: never read again, never anything but what reading them would give."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -60,15 +61,62 @@ def test_a_beginning_is_read_once_for_all_questions(model, contexts):
     assert (generator.store.hits, generator.store.misses) == (5, 5)
 
 
+CHANGES = {
+    "in place": lambda weight: weight.add_(0.1),
+    "through data": lambda weight: weight.data.add_(0.1),
+    "an average": lambda weight: weight.data.copy_(weight.detach().clone().mul_(0.9)),
+    "other data": lambda weight: setattr(weight, "data", weight.detach() + 0.1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
-def test_other_weights_are_other_beginnings(model, contexts):
+def test_other_weights_are_other_beginnings(model, contexts, change):
     ids, mask = contexts("right")
     generator = CausalGenerator(model, store=PromptStore())
     generator.encode(ids, mask, LENGTHS)
     for weight in model.parameters():
-        weight.add_(0.1)
-    ours, expected = generator.encode(ids, mask, LENGTHS), CausalGenerator(model).encode(ids, mask)
+        CHANGES[change](weight)
+    ours, expected = generator.encode(ids, mask, LENGTHS), CausalGenerator(model, fast=False).encode(ids, mask)
     torch.testing.assert_close(ours.next_logits, expected.next_logits, **CLOSE)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["memory", "disk"])
+@torch.no_grad()
+def test_other_adapters_are_other_beginnings(model, contexts, tmp_path, folder):
+    peft = pytest.importorskip("peft")
+    ids, mask = contexts("right")
+    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model.add_adapter(settings, "one")
+    model.add_adapter(settings, "two")
+    generator = CausalGenerator(model, store=PromptStore(folder=tmp_path if folder else None))
+    q_proj = model.model.layers[0].self_attn.q_proj
+    steps = (
+        lambda: model.set_adapter("one"),
+        lambda: model.set_adapter("two"),
+        model.disable_adapters,
+        model.enable_adapters,
+        lambda: q_proj.scale_layer(3.0),
+        lambda: q_proj.merge(),
+    )
+    for step in steps:
+        step()
+        ours, expected = generator.encode(ids, mask, LENGTHS), CausalGenerator(model, fast=False).encode(ids, mask)
+        torch.testing.assert_close(ours.next_logits, expected.next_logits, **CLOSE)
+    hits = generator.store.hits
+    generator.encode(ids, mask, LENGTHS)
+    assert generator.store.hits == hits + 5
+
+
+@torch.inference_mode()
+def test_weights_made_for_inference_alone_have_beginnings_too(contexts):
+    ids, mask = contexts("right")
+    model = tiny_generator("llama", vocab_size=60)
+    generator = CausalGenerator(model, store=PromptStore())
+    for _ in range(2):
+        ours = generator.encode(ids, mask, LENGTHS)
+    assert generator.store.hits == 5
+    torch.testing.assert_close(ours.next_logits, CausalGenerator(model).encode(ids, mask).next_logits, **CLOSE)
 
 
 def test_the_store_stays_within_its_bytes_and_drops_the_oldest():
@@ -81,7 +129,8 @@ def test_the_store_stays_within_its_bytes_and_drops_the_oldest():
     assert store.bytes == 3000
     store.put("huge", torch.zeros(5000))
     assert store.get("huge") is None
-    assert len(copy.deepcopy(store)) == 0
+    for other in (copy.deepcopy(store), pickle.loads(pickle.dumps(store))):
+        assert (len(other), other.max_bytes, other.folder) == (0, 3000, None)
     store.clear()
     assert (store.bytes, len(store)) == (0, 0)
     with pytest.raises(InputError, match="-1"):

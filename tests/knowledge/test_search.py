@@ -328,6 +328,8 @@ def test_questions_that_cannot_be_asked(plays):
             plays.search(questions)
     with pytest.raises(InputError, match="must be a string"):
         plays.search([3])
+    with pytest.raises(InputError, match="question 1 is not valid Unicode at character 3"):
+        plays.search(["fine", "caf\udce9"])
     with pytest.raises(InputError, match="questions are missing"):
         plays.search()
     for method in ("keyword", "hybrid"):

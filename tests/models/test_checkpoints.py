@@ -1,6 +1,7 @@
 """Putting models together, saving, loading, moving them."""
 
 import json
+import pickle
 import shutil
 import threading
 
@@ -57,6 +58,46 @@ def test_a_saved_and_moved_model_is_the_same(method, kind, tmp_path):
         outputs.append(m.generate(**options))
     assert torch.equal(outputs[0].sequences, outputs[1].sequences)
     torch.testing.assert_close(outputs[0].log_probs, outputs[1].log_probs)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("method", CLASSES)
+def test_a_pickled_model_answers_the_same(method, kind, tmp_path):
+    model, tokenizer = tiny_rag(method, kind)
+    model.set_retriever(ToyRetriever(model.config, tokenizer))
+    options = {"questions": QUESTIONS, "max_new_tokens": 5, "num_beams": 2, "return_dict_in_generate": True}
+    expected = model.generate(**options)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (pickle.loads(pickle.dumps(model)), torch.load(tmp_path / "model.pt", weights_only=False)):
+        found = other.generate(**options)
+        assert torch.equal(found.sequences, expected.sequences)
+        torch.testing.assert_close(found.log_probs, expected.log_probs)
+
+
+@pytest.mark.parametrize("by_part", [False, True], ids=["model", "generator"])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_vocabulary_that_was_resized_is_saved_and_loaded(kind, by_part, tmp_path):
+    model, _ = tiny_rag("token", kind)
+    before = model.get_input_embeddings().weight.shape[0]
+    assert (model.generator if by_part else model).resize_token_embeddings(before + 3).num_embeddings == before + 3
+    model.generator.config.pad_token_id = 7
+    model.question_encoder.resize_token_embeddings(99)
+    contexts = {"context_input_ids": torch.tensor([[5, before + 2], [6, 7]]), "doc_scores": torch.zeros(1, 2)}
+    inputs = {**contexts, "context_attention_mask": torch.ones(2, 2), "labels": torch.tensor([[5, before + 1]])}
+    expected = model(**inputs).nll
+    model.save_pretrained(tmp_path)
+    loaded = RagTokenForGeneration.from_pretrained(tmp_path)
+    assert same_weights(model, loaded)
+    torch.testing.assert_close(loaded(**inputs).nll, expected)
+    assert loaded.generator.config.pad_token_id == 7
+    sizes = [(m.config.question_encoder.vocab_size, m.config.generator.vocab_size) for m in (model, loaded)]
+    assert sizes == [(99, before + 3)] * 2
+
+
+def test_new_input_embeddings_are_the_generators():
+    model, _ = tiny_rag("token", "gpt2")
+    model.set_input_embeddings(embeddings := torch.nn.Embedding(50, 16))
+    assert model.generator.get_input_embeddings() is embeddings
 
 
 def test_nothing_of_this_machine_is_written(parts, tmp_path):
@@ -227,6 +268,32 @@ def test_configs_of_both_libraries_read_each_other(tmp_path):
     ours = RagConfig.from_pretrained(tmp_path / "again")
     assert ours.prompt_system == "x"
     assert ours.generator.to_dict() == model.config.generator.to_dict()
+
+
+def test_a_config_of_transformers_will_do(tmp_path):
+    model, tokenizer = tiny_rag("token", "bart", question_encoder="dpr")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    theirs = transformers.RagConfig.from_pretrained(tmp_path, n_docs=3)
+    loaded = RagTokenForGeneration.from_pretrained(tmp_path, config=theirs)
+    assert type(loaded.config) is RagConfig
+    assert loaded.config.n_docs == 3
+    assert same_weights(loaded, model)
+    assert type(RagModel(theirs).config) is RagConfig
+    assert type(tokenizer).from_pretrained(tmp_path, config=theirs).decode([5]) == tokenizer.decode([5])
+    with pytest.raises(InputError, match="config is a BartConfig"):
+        RagModel(theirs.generator)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "generator", "message"),
+    [("bert", "gpt2", "question_encoder is a 'bert'.*'dpr'"), ("dpr", "gpt2", "generator is a 'gpt2'.*'bart'")],
+)
+def test_a_part_of_another_family_than_the_config_says_is_refused(encoder, generator, message):
+    config = tiny_rag("token", "bart", question_encoder="dpr")[0].config
+    parts = {"question_encoder_model": tiny_question_encoder(encoder), "generator_model": tiny_generator(generator)}
+    with pytest.raises(InputError, match=message):
+        build(config=config, **parts)
 
 
 def test_contexts_are_no_longer_than_the_generator_can_read():

@@ -211,7 +211,10 @@ NAN = torch.tensor([[0.0, float("nan"), 0.0]] * 2)
         ({"context_attention_mask": torch.ones(6, 5)}, r"\(6, 7\).*\(6, 5\)"),
         ({"context_attention_mask": torch.zeros(6, 7)}, "question 0"),
         ({"context_input_ids": torch.full((6, 7), 99)}, "context_input_ids hold the token 99.*knows 40"),
+        ({"doc_scores": torch.zeros(0, 3)}, r"\(0, 3\); ask at least one"),
         ({"n_docs": 2}, "n_docs is 2.*3 columns"),
+        ({"alternative": 40}, "alternative is 40.*0 to 39"),
+        ({"alternative": -1}, "alternative is -1.*0 to 39"),
         ({"labels": torch.tensor([[5], [40]])}, "labels hold the token 40.*knows 40"),
         ({"labels": torch.tensor([[5], [-1]])}, "labels hold the token -1"),
         ({"labels": torch.tensor([[5]])}, r"labels has shape \(1, 1\) for 2 questions"),
@@ -231,6 +234,11 @@ def test_generate_checks_its_inputs_the_same_way(case, method):
     one = case(method)
     with pytest.raises(InputError, match="NaN"):
         one.model.generate(**{**one.inputs, "doc_scores": NAN})
+    with pytest.raises(InputError, match="ask at least one question"):
+        one.model.generate(**{name: value[:0] for name, value in one.inputs.items()})
+    for start in (torch.tensor([[2]]), torch.tensor([2, 2])):
+        with pytest.raises(InputError, match=r"decoder_input_ids has shape .* for 2 questions"):
+            one.model.generate(**one.inputs, decoder_input_ids=start)
     with pytest.raises(InputError, match="no retriever"):
         one.model.generate(input_ids=torch.tensor([[5]]))
 

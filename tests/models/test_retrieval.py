@@ -139,6 +139,19 @@ def test_cut_contexts_are_reported_and_warned_of_once(rag, caplog):
     assert out.truncated.shape == (2, 8)
 
 
+def test_a_lone_question_is_a_batch_of_one_and_none_is_refused(rag):
+    question = QUESTIONS[0]
+    torch.testing.assert_close(rag(questions=question).doc_scores, rag(questions=[question]).doc_scores)
+    assert rag.retriever.questions == [question]
+    one, other = (rag.generate(questions=asked, max_new_tokens=4) for asked in (question, [question]))
+    assert torch.equal(one, other)
+    for ask in (rag, rag.generate):
+        with pytest.raises(InputError, match="questions is empty; ask at least one"):
+            ask(questions=[])
+        with pytest.raises(InputError, match="input_ids is empty"):
+            ask(input_ids=torch.zeros(0, 4, dtype=torch.long))
+
+
 def test_without_a_retriever_the_error_says_what_to_do(rag):
     rag.set_retriever(None)
     with pytest.raises(InputError, match="set_retriever"):

@@ -79,6 +79,59 @@ def test_a_cut_target_still_ends_with_eos(tokenizer, limit):
     assert all(row[-1] == tokenizer.generator.eos_token_id for row in out)
 
 
+LONG = " ".join("a" for _ in range(600))
+
+
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        ({"truncation": True}, 512),
+        ({"truncation": "longest_first"}, 512),
+        ({"truncation": True, "max_length": 9}, 9),
+        ({"truncation": True, "max_target_length": 7}, 7),
+        ({"max_length": 9}, 9),
+        ({"truncation": "do_not_truncate", "max_length": 9}, None),
+        ({"padding": True, "max_length": 9, "verbose": False}, None),
+        ({}, None),
+    ],
+)
+def test_targets_are_cut_as_questions_are(tokenizer, options, length):
+    whole = len(closed(tokenizer, LONG))
+    alone = tokenizer(text_target=[LONG], **options)["labels"][0]
+    both = tokenizer(["a"], text_target=[LONG], **options)["labels"][0]
+    assert [len(alone), len(both)] == [whole if length is None else length] * 2
+    assert alone[-1] == both[-1] == tokenizer.generator.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({"padding": True, "pad_to_multiple_of": 32}, 32),
+        ({"padding": "longest", "pad_to_multiple_of": 32}, 32),
+        ({"padding": "max_length"}, 512),
+        ({"padding": "max_length", "max_length": 40, "pad_to_multiple_of": 32}, 64),
+        ({"padding": "do_not_pad", "pad_to_multiple_of": 32}, None),
+    ],
+)
+def test_targets_are_padded_as_questions_are(tokenizer, options, width):
+    batch = tokenizer(QUESTIONS, text_target=ANSWERS, **options)
+    alone = tokenizer(text_target=ANSWERS, **options)
+    lengths = [len(closed(tokenizer, answer)) for answer in ANSWERS] if width is None else [width] * 2
+    for rows in (batch["labels"], alone["labels"], alone["input_ids"], alone["attention_mask"]):
+        assert [len(row) for row in rows] == lengths
+
+
+def test_misspelt_options_are_type_errors(tokenizer):
+    for texts in ({"text": QUESTIONS}, {"text_target": ANSWERS}, {"text": QUESTIONS, "text_target": ANSWERS}):
+        with pytest.raises(TypeError, match="no option trunctaion"):
+            tokenizer(**texts, trunctaion=True)
+        with pytest.raises(ValueError, match="PaddingStrategy"):
+            tokenizer(**texts, padding="longst")
+        assert tokenizer(**texts, return_attention_mask=True, verbose=False)
+    with pytest.raises(TypeError, match="no option trunctaion"):
+        tokenizer.prepare_seq2seq_batch(QUESTIONS, ANSWERS, trunctaion=True)
+
+
 PIECES = [(piece, -2.0) for piece in "▁abcdefghijklmnopqrstuvwxyz"]
 SPECIALS = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0)]
 

@@ -7,6 +7,9 @@ import sys
 
 __all__ = ["main"]
 
+_RESUMED = ("setup", "index", "reindex", "import", "compact")
+"""Verbs that go on from where they were interrupted."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``ragstone`` with ``arguments`` (those of the process by default) and return the exit code.
@@ -39,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return int(error.exit_code)
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
-        complain("Interrupted. Everything committed so far is kept; run the same command again to go on.")
+        verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        kept = " Everything committed so far is kept; run the same command again to go on." if verb in _RESUMED else ""
+        complain(f"Interrupted.{kept}")
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -84,9 +85,13 @@ def answer_questions(
 
 
 def _questions() -> Iterator[str]:
-    """Questions from a prompt on a terminal, else one a line."""
+    """Questions from a prompt on a terminal, else one a line; bytes that are no text are left for the question's check."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
+        for number, line in enumerate(sys.stdin):
+            if question := (line if number else line.removeprefix("\ufeff")).strip():
+                yield question
         return
     err.print("Ask a question; an empty line or Ctrl-D ends.", style="dim")
     while True:

@@ -30,8 +30,17 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 SHOWN_SKIPS = 10
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(_UNREAD)
+
+
+_UNREAD = "nobody reads any more"
+"""All of what a broken pipe says: by the number of the system's own error typer would know it, and exit with 1."""
+
+out = _Console(highlight=False, emoji=False)
+err = _Console(stderr=True, highlight=False, emoji=False)
 
 
 class InterruptedRunError(RagstoneError):
@@ -56,8 +65,11 @@ def counted(number: int, thing: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on one line."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise BrokenPipeError(_UNREAD) from None
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 def print_answer(answer: Any, *, explain: bool) -> None:
     """The answer, where it comes from and, to ``explain``, how much each passage had to do with it."""
-    out.print(Text(answer.text or "(nothing)", style="bold"))
+    out.print(Text(answer.text or "(nothing)", style="bold"), soft_wrap=not out.is_terminal)
     if not answer.found:
         out.print("[dim]none of the passages supports this answer[/]")
     if not explain:
@@ -66,7 +66,9 @@ def _print_passages(answer: Any) -> None:
             Text(str(n + 1), style=f"bold {colour}"),
             _bar(evidence.prior, "white"),
             _bar(evidence.posterior, colour),
-            Text.from_markup(f"{_title(evidence.passage)}\n[dim]{escape(_shorten(evidence.passage.text))}[/]"),
+            Text.from_markup(
+                f"{_title(evidence.passage)}\n[dim]{escape(_shorten(evidence.passage.text))}[/]", emoji=False
+            ),
         )
     if answer.null_prior:
         bars = _bar(answer.null_prior, "white"), _bar(answer.null_posterior, NULL_COLOUR)

@@ -46,5 +46,5 @@ def score_candidates(
     scores = scores.masked_fill(~counts.unsqueeze(1), 0.0)
     nothing = contexts.nothing_by_row(len(sequences))
     if method == "sequence":
-        return sequence_output(prior, sequences, scores, nothing=nothing)
+        return sequence_output(prior, sequences, scores, counts, nothing=nothing)
     return token_output(prior, sequences, scores, counts, nothing=nothing)

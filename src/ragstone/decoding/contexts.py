@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ragstone.errors import ModelError
 from ragstone.generators import EncodedContexts, Generator, trim_padding
 from ragstone.marginal import log_probs
 
@@ -44,7 +45,13 @@ class Contexts:
             self._place[missing] = torch.arange(len(missing), device=rows.device)
             self._part[missing] = len(self._parts)
             lengths = None if self.prompt_lengths is None else self.prompt_lengths[missing]
-            self._parts.append(self.generator.encode(ids, mask, lengths))
+            encoded = self.generator.encode(ids, mask, lengths)
+            if encoded.next_logits.isnan().any():
+                raise ModelError(
+                    "The generator's logits hold NaN: its weights are damaged, or overflow in "
+                    f"{self.generator.model.dtype}; load another checkpoint, or the same in float32."
+                )
+            self._parts.append(encoded)
         parts = torch.unique(self._part[rows]).tolist()
         if len(parts) > 1:
             raise ValueError("rows that were read at different times; score them with pairs()")

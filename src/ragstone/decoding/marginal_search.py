@@ -9,17 +9,18 @@ passage alone, which is how RAG-Sequence uses it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from ragstone.decoding.contexts import Contexts
-from ragstone.decoding.options import is_neutral, option, permitted
+from ragstone.decoding.options import NEUTRAL_AT_1, as_asked, check_counts, is_neutral, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput, token_output
 from ragstone.decoding.quick_search import Found, SearchPlan, quick_search
 from ragstone.decoding.scoring import predicted_tokens, score_sequences
@@ -27,7 +28,7 @@ from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
 from ragstone.marginal import log_probs, marginal_next_token
 
-__all__ = ["marginal_search", "rag_token_generate"]
+__all__ = ["counted_tokens", "marginal_search", "rag_token_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ def rag_token_generate(contexts: Contexts, log_prior: Tensor, **options: Any) ->
     Returns:
         ``log_probs``, ``posteriors`` and ``token_posteriors`` are exact whatever the search was told to do.
     """
+    contexts = as_asked(contexts, options)
     generator, passages = contexts.generator, log_prior.shape[1]
+    check_counts(generator, options)
     found = marginal_search(generator, contexts.encode(), log_prior, **options)
     sequences, token_log_probs = found.sequences, found.token_log_probs
     questions = torch.arange(log_prior.shape[0], device=sequences.device)
@@ -66,11 +69,19 @@ def rag_token_generate(contexts: Contexts, log_prior: Tensor, **options: Any) ->
     if token_log_probs is None:
         sequences = _repeat_permitted(generator, sequences, questions.tolist(), options)
         token_log_probs = score_sequences(contexts, questions, sequences, passages)
-    counts = predicted_tokens(generator, sequences)[1]
+    counts = counted_tokens(generator, sequences, found.stopped)
     token_log_probs = token_log_probs.masked_fill(~counts.unsqueeze(1), 0.0)
     prior, output = log_prior[questions], found.output or {}
     kept = ("sequences_scores", "scores", "logits", "beam_indices")
     return token_output(prior, sequences, token_log_probs, counts, **{name: output.get(name) for name in kept})
+
+
+def counted_tokens(generator: Generator, sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    """Which of the predicted tokens of ``sequences`` (R, T) count (R, T'): at most the first ``lengths`` (R,) of each."""
+    counts = predicted_tokens(generator, sequences)[1]
+    if lengths is not None:
+        counts &= torch.arange(counts.shape[1], device=counts.device) < lengths.unsqueeze(1)
+    return counts
 
 
 def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[int], options: dict[str, Any]) -> Tensor:
@@ -81,7 +92,7 @@ def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[i
             rows[row] = rows[row - 1]
     repeated = sum(row != n for n, row in enumerate(rows))
     if repeated:
-        logger.warning("The constraint allows too few strings: %d of %d sequences repeat another.", repeated, len(rows))
+        logger.warning("There are too few strings: %d of %d sequences repeat another.", repeated, len(rows))
     return sequences[rows]
 
 
@@ -89,14 +100,44 @@ def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[i
 def marginal_search(generator: Generator, contexts: EncodedContexts, log_prior: Tensor, **options: Any) -> Found:
     """Search the marginal of B questions with K passages (N = B·K contexts) with the options of ``generate``."""
     for name, reason in _UNSUPPORTED.items():
-        if not is_neutral(option(generator, options, name)):
-            raise InputError(f"generate({name}=…) cannot be used here: {reason}; leave it out.")
+        if not is_neutral(name, option(generator, options, name)):
+            raise InputError(
+                f"generate({name}=…) cannot be used here: {reason}; leave it out, or set it to "
+                f"{int(name in NEUTRAL_AT_1)} where the generation config has it."
+            )
     plan = SearchPlan.of(generator, options, log_prior.device) if generator.fast else None
     if plan is not None:
         return quick_search(generator, contexts, log_prior, plan)
+    stops = None
+    if options.get("stopping_criteria") and option(generator, options, "num_beams", 1) == 1:
+        stops = _Stops(options["stopping_criteria"])
+        options = {**options, "stopping_criteria": [stops]}
     with generator.accelerated():
         output = _transformers_search(generator, contexts, log_prior, options)
-    return Found(output.sequences, output.get("sequences_scores"), output=output)
+    stopped = None if stops is None else stops.lengths(generator.labels_of(output.sequences))
+    return Found(output.sequences, output.get("sequences_scores"), output=output, stopped=stopped)
+
+
+class _Stops(StoppingCriteria):
+    """The caller's criteria, and how long each row was when the first of them was met: behind that is padding."""
+
+    def __init__(self, criteria: Iterable[Any]) -> None:
+        self.criteria = StoppingCriteriaList(criteria)
+        self.left: Tensor | None = None
+        """(R,), the tokens that were in the row then; -1 where no criterion was met."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Tensor:
+        met = self.criteria(input_ids, scores, **options)
+        if self.left is None:
+            self.left = torch.full((len(input_ids),), -1, device=input_ids.device)
+        self.left = self.left.where((self.left >= 0) | ~met, input_ids.shape[1])
+        self.width = input_ids.shape[1]
+        return met
+
+    def lengths(self, labels: Tensor) -> Tensor:
+        """How many of ``labels`` (R, T') were written: (R,)."""
+        assert self.left is not None
+        return (self.left - (self.width - labels.shape[1])).where(self.left >= 0, labels.shape[1])
 
 
 def _transformers_search(
@@ -199,6 +240,7 @@ class _MarginalModel(GenerationMixin):
         encoder_outputs: Any = None,
         use_cache: bool = True,
         is_first_iteration: bool = False,
+        tokenizer: Any = None,
     ) -> dict[str, Any]:
         """Name every argument: transformers then rejects misspelt options."""
         return {"input_ids": input_ids, "past_key_values": past_key_values, "log_prior": log_prior}

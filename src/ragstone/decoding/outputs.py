@@ -36,6 +36,7 @@ class RagGenerateOutput(ModelOutput):
         logits: marginal log-probabilities per step, each (rows, V), where ``output_logits`` asked for them (RAG-Token).
         log_prob_bounds: (R, 2), between which log p(y|x) lies (RAG-Sequence): both are ``log_probs`` unless
             ``complete=False`` left passages out; then ``log_probs`` is the lower one, and ``posteriors`` leave them out too.
+        scored: (R, T'), which of the predicted tokens count: up to the end, and no padding.
         nothing: (R,) p(∅|x), how likely the model would have written nothing, where it has learnt to; all other
             probabilities are then those given that there is an answer, p(y|x,y≠∅).
         beam_indices: (R, T) as transformers' beam search reports them (RAG-Token).
@@ -51,16 +52,28 @@ class RagGenerateOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
     beam_indices: Tensor | None = None
     log_prob_bounds: Tensor | None = None
+    scored: Tensor | None = None
     nothing: Tensor | None = None
 
 
-def sequence_output(prior: Tensor, sequences: Tensor, token_log_probs: Tensor, **others: Any) -> RagGenerateOutput:
-    """RAG-Sequence's output: log p(z|x) (R, K), sequences (R, T), log p(y_t|x,z,y_<t) (R, K, T') with 0 past the end."""
+def sequence_output(
+    prior: Tensor, sequences: Tensor, token_log_probs: Tensor, counts: Tensor, **others: Any
+) -> RagGenerateOutput:
+    """RAG-Sequence's output.
+
+    Args:
+        prior: (R, K), log p(z|x).
+        sequences: (R, T).
+        token_log_probs: (R, K, T'), log p(y_t|x,z,y_<t), 0 past the end.
+        counts: (R, T'), which tokens count.
+        others: further fields of the output.
+    """
     return RagGenerateOutput(
         sequences=sequences,
         log_probs=sequence_log_likelihood(prior, token_log_probs),
         posteriors=sequence_posterior(prior, token_log_probs),
         token_log_probs=token_log_probs,
+        scored=counts,
         **others,
     )
 
@@ -68,7 +81,7 @@ def sequence_output(prior: Tensor, sequences: Tensor, token_log_probs: Tensor, *
 def token_output(
     prior: Tensor, sequences: Tensor, token_log_probs: Tensor, counts: Tensor, **others: Any
 ) -> RagGenerateOutput:
-    """RAG-Token's output; shapes as in :func:`sequence_output`, and ``counts`` (R, T'), which tokens count."""
+    """RAG-Token's output; arguments as those of :func:`sequence_output`."""
     posteriors, by_token = mean_token_posterior(prior, token_log_probs, counts)
     return RagGenerateOutput(
         sequences=sequences,
@@ -76,5 +89,6 @@ def token_output(
         posteriors=posteriors,
         token_posteriors=by_token,
         token_log_probs=token_log_probs,
+        scored=counts,
         **others,
     )

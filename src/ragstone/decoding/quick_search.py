@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
@@ -58,6 +60,9 @@ _HANDLED = frozenset(
         "return_dict_in_generate",
     }
 )
+_ARGUMENTS = {*signature(GenerationMixin.generate).parameters, "decoder_input_ids", "past_key_values", "inputs_embeds"}
+"""What transformers' ``generate`` takes beside a generation config's fields."""
+
 _ONLY_FOR_SAMPLING = frozenset(
     {
         "temperature",
@@ -88,7 +93,8 @@ class Found:
 
     ``token_log_probs`` (R, K, T') are log p(y_t|x,z,y_<t) of all predicted tokens, padding included; None where the search
     did not keep them. ``output`` is that of transformers' loop, where that did the search. ``repeated`` sequences stand in
-    for others that do not exist.
+    for others that do not exist. ``stopped`` (R,) is how many tokens of each were written before a criterion of the caller's
+    ended it; None where there is none.
     """
 
     sequences: Tensor
@@ -96,6 +102,7 @@ class Found:
     token_log_probs: Tensor | None = None
     output: Any = None
     repeated: int = 0
+    stopped: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -119,10 +126,10 @@ class SearchPlan:
 
         known = vars(GenerationConfig())
         extra = set(options) - set(known) - {"generation_config", "attention_mask", "prefix_allowed_tokens_fn"}
-        if any(not is_neutral(options[name]) and options[name] != [] for name in extra):
-            return None
+        if extra - _ARGUMENTS or any(options[name] is not None and options[name] != [] for name in extra):
+            return None  # a misspelt one is an error there
         ignored = _HANDLED | _ONLY_FOR_SAMPLING | _ONLY_FOR_ASSISTANTS | {"transformers_version", "_from_model_config"}
-        if not all(is_neutral(get(name)) for name in known if name not in ignored):
+        if not all(is_neutral(name, get(name)) for name in known if name not in ignored):
             return None
         eos = get("eos_token_id")
         eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.hypotheses import HypothesisTable
-from ragstone.decoding.marginal_search import marginal_search
-from ragstone.decoding.options import option, permitted
+from ragstone.decoding.marginal_search import counted_tokens, marginal_search
+from ragstone.decoding.options import as_asked, check_counts, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput, sequence_output
 from ragstone.decoding.scoring import hypotheses_of, score_pairs, score_sequences
 from ragstone.errors import InputError
@@ -64,8 +64,8 @@ def rag_sequence_generate(
 
     *Thorough*: every hypothesis found under any passage is ranked by its marginal over all passages. *Fast*: a hypothesis is
     ranked by the passages whose own search found it, all others counting as 0. With ``do_sample`` each sequence is drawn
-    ancestrally, z ~ p(z|x) and then y ~ p(y|x,z), without deduplication. Whatever ranked or drew them, the ``log_probs`` and
-    ``posteriors`` returned are those of the full marginal.
+    ancestrally, z ~ p(z|x) and then y ~ p(y|x,z), from all tokens unless ``top_k`` says otherwise, without deduplication.
+    Whatever ranked or drew them, the ``log_probs`` and ``posteriors`` returned are those of the full marginal.
 
     Args:
         contexts: N = B·K contexts, row b·K + k.
@@ -84,13 +84,12 @@ def rag_sequence_generate(
         options: those of transformers' ``generate``, for each passage's own search. What is None here and above is
             taken from the generation config.
     """
+    given = {"num_return_sequences": num_return_sequences, "num_beams": num_beams, "do_sample": do_sample, **options}
+    contexts = as_asked(contexts, options)
     generator = contexts.generator
     if decode not in DECODE_MODES:
         raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
-    given = {"num_return_sequences": num_return_sequences, "num_beams": num_beams, "do_sample": do_sample, **options}
-    count, beams = (option(generator, given, name, 1) for name in ("num_return_sequences", "num_beams"))
-    if count < 1 or beams < 1:
-        raise InputError(f"num_return_sequences is {count} and num_beams is {beams}; both must be at least 1.")
+    count, beams = check_counts(generator, given)
     if options.get("streamer") is not None:
         raise InputError("RAG-Sequence ranks finished hypotheses, so no token can be streamed; use RAG-Token.")
     if option(generator, given, "do_sample", False):
@@ -169,6 +168,8 @@ class _Search:
         for n, ((b, k), hypothesis) in enumerate(zip(owners, hypotheses_of(generator, found.sequences), strict=True)):
             if not fine[n] and n % beams:  # the best of a passage is always kept
                 continue
+            if found.stopped is not None:
+                hypothesis = hypothesis[: prompt + int(found.stopped[n])]
             table = self.tables[b]
             number = table.add(hypothesis, k)
             if padding not in generator.eos_token_ids and padding in hypothesis[prompt:]:
@@ -259,10 +260,13 @@ def _sample(
     drawn = torch.multinomial(log_prior.exp(), samples, replacement=True)
     rows = (torch.arange(batch, device=drawn.device).unsqueeze(1) * passages + drawn).flatten()
     options = {**options, "num_beams": num_beams, "num_return_sequences": 1, "do_sample": True}
+    options["top_k"] = option(generator, options, "top_k", 0)  # transformers would take the 50 likeliest tokens
     questions = rows // passages
-    sequences = _search_rows(generator, contexts.encode().select(rows), questions, options).sequences
-    scores = score_sequences(contexts, questions, sequences, passages)
-    found = sequence_output(log_prior[questions], sequences, scores)
+    samples_found = _search_rows(generator, contexts.encode().select(rows), questions, options)
+    sequences = samples_found.sequences
+    counts = counted_tokens(generator, sequences, samples_found.stopped)
+    scores = score_sequences(contexts, questions, sequences, passages).masked_fill(~counts.unsqueeze(1), 0.0)
+    found = sequence_output(log_prior[questions], sequences, scores, counts)
     found.sequences_scores = found.log_probs
     return found
 
@@ -311,10 +315,13 @@ def _collect(
             scores[n, k, :length] = -torch.inf if known is None else known
     bounds = [tables[b].bounds() for b in range(len(tables))]
     prior = log_prior[torch.tensor([b for b, _ in flat], device=device)]
+    lengths = torch.tensor([len(row) - prompt for row in rows], device=device)
+    counts = counted_tokens(generator, sequences, lengths)
     return sequence_output(
         prior,
         sequences,
         scores,
+        counts,
         sequences_scores=torch.tensor([ranks[b][number] for b, number in flat], dtype=wide, device=device),
         log_prob_bounds=torch.tensor(
             [[side[number] for side in bounds[b]] for b, number in flat], dtype=wide, device=device

@@ -124,6 +124,13 @@ class Generator(ABC):
     def __init__(self, model: Any, *, fast: bool = True) -> None:
         self.model = model
         self.fast = fast
+        self._tokens: dict[str, Any] = {}
+
+    def with_tokens(self, **tokens: int | list[int] | None) -> Generator:
+        """The same generator with ``eos_token_id`` or ``pad_token_id`` of its own; those that are None stay."""
+        other = copy.copy(self)
+        other._tokens = {name: token for name, token in tokens.items() if token is not None}
+        return other
 
     @property
     @abstractmethod
@@ -310,7 +317,7 @@ class Generator(ABC):
         return weight.new_zeros(rows, 0, weight.shape[0])
 
     def _token(self, name: str) -> Any:
-        value = getattr(self.model.generation_config, name, None)
+        value = self._tokens.get(name, getattr(self.model.generation_config, name, None))
         if value is None:
             config = self.model.config
             value = getattr(config, name, None)

@@ -154,7 +154,8 @@ class CausalGenerator(Generator):
         device, fill = input_ids.device, self.fill_token_id
         rows = _real_tokens(input_ids, attention_mask)
         heads = [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]
-        names = {head: store.name(self.model, list(head)) for head in dict.fromkeys(heads)}
+        distinct = list(dict.fromkeys(heads))
+        names = dict(zip(distinct, store.names(self.model, distinct), strict=True))
         found = {head: store.get(name) for head, name in names.items()}
         known = {head: states for head, states in found.items() if states is not None}
         missing = sorted((head for head in names if head not in known), key=len)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ragstone.generators.attention import ATTENTION
+from ragstone.generators.weights import samples
 
 __all__ = ["accelerated", "can_share", "is_accelerated"]
 
@@ -70,9 +71,10 @@ def _switch_on(model: Any, *, pack: bool) -> None:
         for config in _configs(model):
             config._attn_implementation_internal = ATTENTION
     if pack and _can_pack(model):
-        for module in model.modules():
-            if type(module) is nn.Linear and "forward" not in vars(module):
-                vars(module)["forward"] = _packed_forward(module)
+        layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+        values = samples(layer.weight for layer in layers)
+        for layer in layers:
+            vars(layer)["forward"] = _packed_forward(layer, values)
 
 
 def _switch_off(model: Any) -> None:
@@ -84,10 +86,10 @@ def _switch_off(model: Any) -> None:
             vars(module).pop("forward", None)
 
 
-def _packed_forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The layer on its packed weight, which is made anew when the weight has changed."""
+def _packed_forward(module: nn.Linear, values: bytes) -> Callable[[Tensor], Tensor]:
+    """The layer on its packed weight, which is made anew when the weight, or any of the ``values`` of all, has changed."""
     weight, bias = module.weight, module.bias
-    key = (weight.data_ptr(), weight._version, weight.dtype, None if bias is None else bias.data_ptr())
+    key = (weight.data_ptr(), weight._version, weight.dtype, None if bias is None else bias.data_ptr(), values)
     known = _packed.get(module)
     if known is None or known[0] != key:
         known = _packed[module] = (key, _on_demand(ref(module)))
@@ -135,10 +137,10 @@ def _packing_works(dtype: torch.dtype) -> bool:
 
 
 def _parts(model: Any) -> list[Any]:
-    return [m for m in model.modules() if hasattr(m, "_can_set_attn_implementation")]
+    return [m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation")]
 
 
 def _configs(model: Any) -> list[Any]:
     """Every config that a module of ``model`` reads its attention from, each once."""
-    found = (getattr(module, "config", None) for module in model.modules())
+    found = (vars(module).get("config") for module in model.modules())
     return list({id(c): c for c in found if hasattr(c, "_attn_implementation_internal")}.values())

@@ -1,7 +1,8 @@
 """Keys and values of passages that a causal generator has read before, kept for the next question about them.
 
 A causal prompt begins with its passage, tokenised apart from what follows, so the keys and values of that beginning are the
-same whatever is asked. They are kept by the model's weights and the tokens of the beginning: nothing else can change them.
+same whatever is asked. They are kept by the model's weights, its adapters and the tokens of the beginning: nothing else can
+change them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import threading
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ragstone.errors import InputError
+from ragstone.generators.weights import adapters_of, weights_of
 
 __all__ = ["DEFAULT_BYTES", "PromptStore"]
 
@@ -48,8 +51,8 @@ class PromptStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PromptStore:
-        return PromptStore(self.max_bytes, self.folder)
+    def __reduce__(self) -> tuple[type[PromptStore], tuple[int, Path | None]]:
+        return PromptStore, (self.max_bytes, self.folder)  # a copy begins empty
 
     def clear(self) -> None:
         """Forget everything that is in memory."""
@@ -57,17 +60,19 @@ class PromptStore:
             self._kept.clear()
             self.bytes = 0
 
-    def name(self, model: Any, tokens: list[int]) -> str:
-        """The key of a beginning under the present weights of ``model``."""
-        version = tuple((p.data_ptr(), p._version, p.dtype, tuple(p.shape)) for p in model.parameters())
+    def names(self, model: Any, beginnings: Sequence[Sequence[int]]) -> list[str]:
+        """The keys of beginnings under the present weights and adapters of ``model``."""
+        version = (weights_of(model), adapters_of(model))
         if self._model is None or self._model[0] != version:
             self.clear()  # of other weights, which are not likely to come back
             self._model = version, self._fingerprint(model) if self.folder else uuid.uuid4().hex
-        return hashlib.sha256(f"{self._model[1]} {tokens}".encode()).hexdigest()
+        prefix = self._model[1]
+        return [hashlib.sha256(f"{prefix} {list(tokens)}".encode()).hexdigest() for tokens in beginnings]
 
     @staticmethod
     def _fingerprint(model: Any) -> str:
-        digest = hashlib.sha256(f"{type(model).__name__} {model.config.to_json_string()} {model.dtype}".encode())
+        described = (type(model).__name__, model.config.to_json_string(), model.dtype, adapters_of(model))
+        digest = hashlib.sha256(" ".join(map(str, described)).encode())
         for weight in model.parameters():
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ragstone.errors import InputError
-from ragstone.knowledge.passages import SplitOptions
+from ragstone.knowledge.passages import SplitOptions, check_text
 
 __all__ = [
     "check_count",
@@ -74,6 +74,7 @@ def check_questions(questions: str | Iterable[str]) -> list[str]:
             raise InputError(f"question {place} must be a string, not {text!r}; vectors go into vectors=")
         if not text.strip():
             raise InputError(f"question {place} is empty; ask something")
+        check_text(f"question {place}", text)
     return texts
 
 

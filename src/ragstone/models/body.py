@@ -41,7 +41,7 @@ class RagModel(RagPreTrainedModel):
     """Question encoder + retriever + generator: what both model classes share. It knows no marginal.
 
     Args:
-        config: see :class:`ragstone.RagConfig`; made from the parts if None.
+        config: see :class:`ragstone.RagConfig`, or transformers' own; made from the parts if None.
         question_encoder, generator: raw Hugging Face models; built from ``config`` if None.
         retriever: see :class:`ragstone.RagRetriever`.
     """
@@ -57,7 +57,10 @@ class RagModel(RagPreTrainedModel):
             if question_encoder is None or generator is None:
                 raise InputError("Pass a RagConfig, or both question_encoder and generator.")
             config = new_config(question_encoder, generator)
+        config = _own(config)
         config.check()
+        _check_part("question_encoder", question_encoder, config.question_encoder)
+        _check_part("generator", generator, config.generator)
         super().__init__(config)
         if question_encoder is None:
             question_encoder = _new_question_encoder(config.question_encoder)
@@ -144,7 +147,7 @@ class RagModel(RagPreTrainedModel):
             raise InputError("The model has no null passage; set config.null_passage when it is made or loaded.")
         if not 0 < prior < 1:
             raise InputError(f"prior is {prior}; it must lie between 0 and 1.")
-        inputs = self._retrieve(None, None, questions, None)
+        inputs = self._retrieve(None, None, _as_list(questions), None)
         assert inputs.question_vectors is not None
         others = inputs.doc_scores[:, :-1].logsumexp(dim=1)
         found = ~torch.isneginf(others)
@@ -165,6 +168,7 @@ class RagModel(RagPreTrainedModel):
         prompt_lengths: Tensor | None = None,
     ) -> RagInputs:
         """Retrieve, or take what the caller gives, and check it. Arguments as in ``forward``."""
+        questions = None if questions is None else _as_list(questions)
         if context_input_ids is None and doc_scores is None and context_attention_mask is None:
             inputs = self._retrieve(input_ids, attention_mask, questions, n_docs)
         else:
@@ -209,6 +213,8 @@ class RagModel(RagPreTrainedModel):
             if questions is None:
                 raise InputError("Pass input_ids, questions=[…], or contexts with their doc_scores.")
             input_ids, attention_mask = self._retriever.tokenize_questions(questions)
+        if not len(input_ids):
+            raise InputError("input_ids is empty; ask at least one question.")
         device = self.generator.device
         input_ids = input_ids.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
@@ -261,6 +267,8 @@ class RagModel(RagPreTrainedModel):
         if doc_scores.dim() != 2 or not doc_scores.is_floating_point():
             raise InputError(f"doc_scores has shape {tuple(doc_scores.shape)}; it must be a float tensor (B, K).")
         batch, passages = doc_scores.shape
+        if not batch:
+            raise InputError(f"doc_scores has shape {tuple(doc_scores.shape)}; ask at least one question.")
         if n_docs is not None and n_docs != passages:
             raise InputError(f"n_docs is {n_docs} but doc_scores has {passages} columns; leave n_docs out.")
         if context_input_ids.dim() != 2 or context_input_ids.shape[0] != batch * passages:
@@ -310,6 +318,33 @@ class RagModel(RagPreTrainedModel):
             scores = score_targets(self.adapter(), inputs, labels, decoder_input_ids, logits=logits)
             out.token_log_probs, out.scored = scores.log_probs, scores.scored
         return out
+
+
+def _own(config: PreTrainedConfig) -> RagConfig:
+    """The config as one of Ragstone's, whichever library made it."""
+    if isinstance(config, RagConfig):
+        return config
+    if config.model_type != "rag":
+        raise InputError(f"config is a {type(config).__name__}; pass a RagConfig.")
+    return RagConfig.from_dict(config.to_dict())
+
+
+def _check_part(name: str, part: PreTrainedModel | None, config: PreTrainedConfig) -> None:
+    """Refuse a part of another family than the config says."""
+    if part is not None and part.config.model_type != config.model_type:
+        raise InputError(
+            f"The {name} is a {part.config.model_type!r} model, but config describes a {config.model_type!r} one; "
+            "pass a config that fits, or none."
+        )
+
+
+def _as_list(questions: str | Sequence[str]) -> Sequence[str]:
+    """Questions of a batch, of which one alone may be a string."""
+    if isinstance(questions, str):
+        return [questions]
+    if not len(questions):
+        raise InputError("questions is empty; ask at least one.")
+    return questions
 
 
 def drop_passages(scores: Tensor, probability: float, *, all_may_fall: bool) -> Tensor:

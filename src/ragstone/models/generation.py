@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from ragstone.decoding import Contexts, RagGenerateOutput, rag_sequence_generate, rag_token_generate
-from ragstone.decoding.options import option
+from ragstone.decoding.options import as_asked, option
 from ragstone.errors import InputError
 from ragstone.marginal import (
     log_prior,
@@ -72,7 +72,7 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, S) questions in the question encoder's vocabulary; retrieval needs a retriever.
             attention_mask: (B, S); all but padding by default.
-            questions: the B question texts; they win over decoding ``input_ids``, and can stand alone.
+            questions: the B question texts, or one text; they win over decoding ``input_ids``, and can stand alone.
             labels: (B, T) targets in the generator's vocabulary, scored in full. −100 is never scored, the padding token
                 only where it is not also EOS. Decoder inputs are the labels shifted right.
             context_input_ids, context_attention_mask: (B·K, S) contexts; then nothing is retrieved.
@@ -170,6 +170,9 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
             n_docs,
             prompt_lengths,
         )
+        if not (generation_config is None or isinstance(generation_config, GenerationConfig)):
+            raise InputError(f"generation_config is {generation_config!r}; pass a transformers.GenerationConfig.")
+        _check_start(options.get("decoder_input_ids"), len(inputs.doc_scores))
         options = {"generation_config": generation_config, **options}
         asked = {**options, "return_dict_in_generate": return_dict_in_generate}
         adapter, empty_too = self.rag.adapter(), True
@@ -182,19 +185,21 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         wants = option(adapter, asked, "return_dict_in_generate", False)
         if not wants and self.method == "sequence":
             options["complete"] = False  # nobody sees the probabilities
-        contexts, prior = self.answer_contexts(inputs, empty_too=empty_too)
+        contexts, prior = self.answer_contexts(inputs, empty_too=empty_too, options=options)
         out = self._generate(contexts, prior, options)
         assert out.sequences is not None
         out.nothing = contexts.nothing_by_row(len(out.sequences))
         return out if wants else out.sequences
 
-    def answer_contexts(self, inputs: RagInputs, *, empty_too: bool = False) -> tuple[Contexts, Tensor]:
+    def answer_contexts(
+        self, inputs: RagInputs, *, empty_too: bool = False, options: dict[str, Any] | None = None
+    ) -> tuple[Contexts, Tensor]:
         """Contexts and log p(z|x) (B, K) to find or score answers with.
 
         Where the generator has learnt to write nothing (``config.min_answer_tokens`` is 1) both are those given that there
         is an answer, unless an empty one counts too (see :meth:`ragstone.decoding.Contexts.rule_out_nothing`).
         """
-        contexts, prior = self.rag.contexts(inputs), inputs.log_prior
+        contexts, prior = as_asked(self.rag.contexts(inputs), options or {}), inputs.log_prior
         if not empty_too and self.config.min_answer_tokens == 1:
             prior = contexts.rule_out_nothing(prior)
         return contexts, prior
@@ -222,6 +227,14 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
     @abstractmethod
     def _generate(self, contexts: Contexts, prior: Tensor, options: dict[str, Any]) -> RagGenerateOutput:
         """Decode; the generator's own generation config decides what ``options`` leave open."""
+
+
+def _check_start(decoder_input_ids: Tensor | None, batch: int) -> None:
+    if decoder_input_ids is not None and (decoder_input_ids.dim() != 2 or len(decoder_input_ids) != batch):
+        raise InputError(
+            f"decoder_input_ids has shape {tuple(decoder_input_ids.shape)} for {batch} questions; "
+            "pass (B, T), one row each."
+        )
 
 
 @final

@@ -22,7 +22,7 @@ from ragstone.encoders import load_backbone, read_encoder_settings
 from ragstone.encoders.checkpoint import quiet
 from ragstone.encoders.precision import parse_dtype
 from ragstone.errors import InputError, ModelError
-from ragstone.models.adapters import base_of, load_trained
+from ragstone.models.adapters import PARTS, base_of, load_trained
 from ragstone.models.configuration import RagConfig, check_place
 from ragstone.models.null_passage import NullPassage
 from ragstone.models.protocols import Retriever
@@ -199,6 +199,10 @@ class RagPreTrainedModel(PreTrainedModel):
         """The generator's."""
         return self.generator.get_input_embeddings()
 
+    def set_input_embeddings(self, value: Any) -> None:
+        """The generator's."""
+        self.generator.set_input_embeddings(value)
+
     def get_output_embeddings(self) -> Any:
         """The generator's."""
         return self.generator.get_output_embeddings()
@@ -206,6 +210,19 @@ class RagPreTrainedModel(PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: Any) -> None:
         """The generator's."""
         self.generator.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Change the size of the generator's vocabulary; see ``PreTrainedModel``."""
+        embeddings = self.generator.resize_token_embeddings(*args, **kwargs)
+        self._read_parts()
+        return embeddings
+
+    def _read_parts(self) -> None:
+        """Bring the config up to date with its parts, whose own configs may have been changed."""
+        for name in PARTS:
+            part, known = getattr(self, name), getattr(self.config, name)
+            values = {**_part_config(part), "architectures": known.architectures}
+            setattr(self.config, name, type(part.config).from_dict(values))
 
     def _init_weights(self, module: Any) -> None:
         """The parts initialise themselves; the body has no weights of its own but the null passage's."""
@@ -216,6 +233,7 @@ class RagPreTrainedModel(PreTrainedModel):
         """Write ``config.json``, ``generation_config.json`` and safetensors weights; see ``PreTrainedModel``."""
         from ragstone import __version__
 
+        self._read_parts()
         # A checkpoint of transformers stays uncased when it is saved as one of ours.
         self.config.lowercase_questions = self.config.lowercases_questions
         self.config.ragstone_version = __version__

@@ -49,6 +49,9 @@ def score_targets(
         logits: (B, K, T, V), if they were made already.
     """
     _check(generator, inputs, labels, decoder_input_ids)
+    vocabulary = generator.model.get_output_embeddings().weight.shape[0]
+    if alternative is not None and not 0 <= alternative < vocabulary:
+        raise InputError(f"alternative is {alternative}, but the generator knows the tokens 0 to {vocabulary - 1}.")
     scored = scored_tokens(labels, pad_token_id=generator.pad_token_id, eos_token_id=list(generator.eos_token_ids))
     question, token = places = scored.nonzero(as_tuple=True)
     hidden = None

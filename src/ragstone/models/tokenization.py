@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, BatchEncoding
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrategy
+from transformers.utils import PaddingStrategy
 
 from ragstone import local
 from ragstone.errors import InputError, ModelError
@@ -17,6 +21,9 @@ from ragstone.models.configuration import RagConfig
 __all__ = ["RagTokenizer"]
 
 _FOLDERS = ("question_encoder_tokenizer", "generator_tokenizer")
+_OPTIONS = {"split_special_tokens", *signature(PreTrainedTokenizerBase.__call__).parameters}
+_OPTIONS -= {"self", "text_pair_target", "kwargs"}
+"""What transformers' tokenizers can be told; they pass over anything else."""
 
 
 class RagTokenizer:
@@ -40,8 +47,9 @@ class RagTokenizer:
             folders = (local.resolve(local.LOCAL, kind) for kind in ("encoder", "generator"))
             return cls(*(AutoTokenizer.from_pretrained(folder, **kwargs) for folder in folders))
         config = kwargs.pop("config", None) or RagConfig.load(name_or_path)
-        if config.base_model is not None:
-            return cls.from_pretrained(base_of(Path(name_or_path), config.base_model), **kwargs)
+        base = getattr(config, "base_model", None)  # which transformers' own config does not have
+        if base is not None:
+            return cls.from_pretrained(base_of(Path(name_or_path), base), **kwargs)
         parts = []
         for folder, part in zip(_FOLDERS, (config.question_encoder, config.generator), strict=True):
             try:
@@ -68,23 +76,32 @@ class RagTokenizer:
         text: str | Sequence[str] | None = None,
         text_pair: str | Sequence[str] | None = None,
         text_target: str | Sequence[str] | None = None,
+        *,
+        max_target_length: int | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
         """Tokenise questions, targets, or both.
 
         ``text`` goes through the question encoder's tokenizer. ``text_target`` goes through the generator's and becomes
         ``labels``, EOS at the end and −100 behind it. Given alone it is also there as ``input_ids`` and
-        ``attention_mask``, padded with the padding token, as transformers' tokenizers do.
+        ``attention_mask``, padded with the padding token, as transformers' tokenizers do. Options are theirs, too;
+        ``max_target_length`` is the ``max_length`` of targets. A misspelt option is a TypeError.
         """
+        unknown = sorted(kwargs.keys() - _OPTIONS)
+        if unknown:
+            raise TypeError(
+                f"RagTokenizer has no option {', '.join(unknown)}; it takes those of transformers' tokenizers."
+            )
+        for_targets = kwargs if max_target_length is None else {**kwargs, "max_length": max_target_length}
         if text is None and text_target is None:
             raise InputError("Pass text (questions), text_target (answers), or both.")
         if text is None:
-            return self._targets(text_target, alone=True, **kwargs)
+            return self._targets(text_target, alone=True, **for_targets)
         if self.question_prompt:
             text = self.question_prompt + text if isinstance(text, str) else [self.question_prompt + t for t in text]
         out = self.question_encoder(text, text_pair, **kwargs)
         if text_target is not None:
-            out["labels"] = self._targets(text_target, **kwargs)["labels"]
+            out["labels"] = self._targets(text_target, **for_targets)["labels"]
         return out
 
     def prepare_seq2seq_batch(
@@ -158,16 +175,36 @@ class RagTokenizer:
         """Whether EOS stands among the last two tokens of a text (mBART puts its language code last)."""
         return eos in self.generator(text_target="a")["input_ids"][-2:]
 
-    def _targets(self, texts: str | Sequence[str] | None, *, alone: bool = False, **options: Any) -> BatchEncoding:
+    def _targets(
+        self,
+        texts: str | Sequence[str] | None,
+        *,
+        alone: bool = False,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        **others: Any,
+    ) -> BatchEncoding:
+        """Targets, cut and padded as transformers' tokenizers understand it; ``others`` say nothing of targets."""
         assert texts is not None
         single = isinstance(texts, str)
-        limit = options.get("max_length") if options.get("truncation") else None
+        if truncation is None and max_length is not None and padding is False:
+            truncation = True
+        cuts = truncation is True or (truncation and TruncationStrategy(truncation) != "do_not_truncate")
+        pads = PaddingStrategy("longest" if padding is True else padding or "do_not_pad")
+        if max_length is None and self.generator.model_max_length <= LARGE_INTEGER:
+            max_length = self.generator.model_max_length
+        limit = max_length if cuts else None
         rows = self.target_ids([texts] if isinstance(texts, str) else texts, limit)
         fill = next((t for t in (self.generator.pad_token_id, self.generator.eos_token_id) if t is not None), 0)
-        padding, tensors = options.get("padding", False), options.get("return_tensors")
-        width = (options.get("max_length") or 0) if padding == "max_length" else 0
-        width = max([width, *map(len, rows)]) if padding else None
-        if tensors is not None and len({len(row) for row in rows}) > 1 and width is None:
+        width: int | None = None
+        if pads != "do_not_pad":
+            multiple = pad_to_multiple_of or 1
+            width = max([(max_length or 0) if pads == "max_length" else 0, *map(len, rows)])
+            width = math.ceil(width / multiple) * multiple
+        if return_tensors is not None and len({len(row) for row in rows}) > 1 and width is None:
             raise InputError("The targets have different lengths; pass padding=True to make one tensor of them.")
 
         def padded(value: int, rows: list[list[int]]) -> list[list[int]]:
@@ -177,6 +214,6 @@ class RagTokenizer:
         if alone:
             data["input_ids"] = padded(fill, rows)
             data["attention_mask"] = padded(0, [[1] * len(row) for row in rows])
-        if tensors is None and single:
+        if return_tensors is None and single:
             return BatchEncoding({name: values[0] for name, values in data.items()})
-        return BatchEncoding(data, tensor_type=tensors)
+        return BatchEncoding(data, tensor_type=return_tensors)
