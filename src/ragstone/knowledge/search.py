@@ -334,6 +334,8 @@ def _hits(store: PassageStore, rankings: Sequence[Ranking], read: Block, min_sco
 def _vectors_of(store: PassageStore, row_ids: np.ndarray, read: Block) -> np.ndarray:
     """Return the vectors (n, D) of the rows ``row_ids`` (n,), which are sorted, of those ``read`` and of the store."""
     _, here, there = np.intersect1d(row_ids, read[0], assume_unique=True, return_indices=True)
+    if len(here) == len(row_ids):
+        return read[1][there]
     vectors = np.empty((len(row_ids), store.width), np.float32)
     vectors[here] = read[1][there]
     rest = np.delete(np.arange(len(row_ids)), here)
