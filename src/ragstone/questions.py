@@ -14,7 +14,7 @@ from typing import Any
 
 from ragstone.errors import DataError, InputError
 
-__all__ = ["Question", "read_questions"]
+__all__ = ["Question", "is_unicode", "read_questions"]
 
 _FORMATS = "use .jsonl, .json, .tsv, .csv, or a .source file beside its .target"
 _LIST = 'write a list such as ["Paris", "Paris, France"]'
@@ -218,13 +218,13 @@ def _question(text: str, answers: Any, id_: str, positives: tuple[str, ...], pla
     kept = tuple(answer.strip() for answer in listed if answer.strip())
     if not kept:
         raise DataError(f"{place}: the question has no answer; {_LIST}")
-    broken = next((each for each in (text, *kept, id_, *positives) if not _is_unicode(each)), None)
+    broken = next((each for each in (text, *kept, id_, *positives) if not is_unicode(each)), None)
     if broken is not None:
         raise DataError(f"{place}: {_short(broken)} is not valid Unicode (it holds half a character); repair it")
     return Question(text.strip(), kept, id_, positives)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether ``text`` holds no lone surrogate, which no file of results and no tokenizer can take."""
     try:
         text.encode()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.outputs import RagGenerateOutput, sequence_output, token_output
-from ragstone.decoding.scoring import predicted_tokens, score_sequences
+from ragstone.decoding.scoring import counted_tokens, score_sequences
 from ragstone.generators.prompts import pad_rows
 
 __all__ = ["score_candidates"]
@@ -39,9 +39,8 @@ def score_candidates(
     rows = pad_rows([(*start, *candidate) for candidate in candidates], fill=generator.fill_token_id)[0]
     sequences = rows.to(log_prior.device).repeat(batch, 1)
     questions = torch.arange(batch, device=log_prior.device).repeat_interleave(len(candidates))
-    prior, counts = log_prior[questions], predicted_tokens(generator, sequences)[1]
-    lengths = torch.tensor([len(candidate) for candidate in candidates], device=counts.device).repeat(batch)
-    counts &= torch.arange(counts.shape[1], device=counts.device) < lengths.unsqueeze(1)
+    lengths = torch.tensor([len(candidate) for candidate in candidates], device=log_prior.device).repeat(batch)
+    prior, counts = log_prior[questions], counted_tokens(generator, sequences, lengths)
     scores = score_sequences(contexts, questions, sequences, passages)
     scores = scores.masked_fill(~counts.unsqueeze(1), 0.0)
     nothing = contexts.nothing_by_row(len(sequences))

@@ -23,12 +23,12 @@ from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.options import NEUTRAL_AT_1, as_asked, check_counts, is_neutral, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput, token_output
 from ragstone.decoding.quick_search import Found, SearchPlan, quick_search
-from ragstone.decoding.scoring import predicted_tokens, score_sequences
+from ragstone.decoding.scoring import counted_tokens, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
 from ragstone.marginal import log_probs, marginal_next_token
 
-__all__ = ["counted_tokens", "marginal_search", "rag_token_generate"]
+__all__ = ["marginal_search", "rag_token_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +74,6 @@ def rag_token_generate(contexts: Contexts, log_prior: Tensor, **options: Any) ->
     prior, output = log_prior[questions], found.output or {}
     kept = ("sequences_scores", "scores", "logits", "beam_indices")
     return token_output(prior, sequences, token_log_probs, counts, **{name: output.get(name) for name in kept})
-
-
-def counted_tokens(generator: Generator, sequences: Tensor, lengths: Tensor | None) -> Tensor:
-    """Which of the predicted tokens of ``sequences`` (R, T) count (R, T'): at most the first ``lengths`` (R,) of each."""
-    counts = predicted_tokens(generator, sequences)[1]
-    if lengths is not None:
-        counts &= torch.arange(counts.shape[1], device=counts.device) < lengths.unsqueeze(1)
-    return counts
 
 
 def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[int], options: dict[str, Any]) -> Tensor:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.hypotheses import HypothesisTable
-from ragstone.decoding.marginal_search import counted_tokens, marginal_search
+from ragstone.decoding.marginal_search import marginal_search
 from ragstone.decoding.options import as_asked, check_counts, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput, sequence_output
-from ragstone.decoding.scoring import hypotheses_of, score_pairs, score_sequences
+from ragstone.decoding.scoring import counted_tokens, hypotheses_of, score_pairs, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import Generator
 from ragstone.generators.prompts import pad_rows

@@ -10,7 +10,7 @@ from torch import Tensor
 from ragstone.decoding.contexts import Contexts
 from ragstone.generators import EncodedContexts, Generator
 
-__all__ = ["Hypothesis", "hypotheses_of", "predicted_tokens", "score_pairs", "score_sequences"]
+__all__ = ["Hypothesis", "counted_tokens", "hypotheses_of", "predicted_tokens", "score_pairs", "score_sequences"]
 
 Hypothesis = tuple[int, ...]
 """Token ids as generated, up to the last one that counts."""
@@ -29,6 +29,14 @@ def predicted_tokens(generator: Generator, sequences: Tensor) -> tuple[Tensor, T
     if generator.pad_token_id is not None and generator.pad_token_id not in generator.eos_token_ids:
         counts &= labels != generator.pad_token_id
     return labels, counts
+
+
+def counted_tokens(generator: Generator, sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    """Which of the predicted tokens of ``sequences`` (R, T) count (R, T'): at most the first ``lengths`` (R,) of each."""
+    counts = predicted_tokens(generator, sequences)[1]
+    if lengths is not None:
+        counts &= torch.arange(counts.shape[1], device=counts.device) < lengths.unsqueeze(1)
+    return counts
 
 
 def hypotheses_of(generator: Generator, sequences: Tensor) -> list[Hypothesis]:

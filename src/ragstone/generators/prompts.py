@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ragstone.errors import InputError, ModelError
+from ragstone.questions import is_unicode
 
 __all__ = ["NULL_PASSAGE", "ContextBatch", "ContextBuilder", "PromptFormat", "pad_rows", "report_truncation"]
 
@@ -272,7 +273,7 @@ class ContextBuilder:
         try:
             out = self.tokenizer(texts, add_special_tokens=special, padding=False, truncation=False, verbose=False)
         except (TypeError, UnicodeError) as error:
-            broken = next((text for text in texts if not _is_unicode(text)), None)
+            broken = next((text for text in texts if not is_unicode(text)), None)
             if broken is None:
                 raise
             raise InputError(f"{broken[:60]!r} is not valid Unicode (it holds half a character); repair it.") from error
@@ -299,12 +300,3 @@ def pad_rows(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tenso
         ids[n, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[n, : len(row)] = 1
     return ids, mask
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether ``text`` holds no lone surrogate, which no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
