@@ -2,8 +2,10 @@
 #   PYTHON=python3.12             another interpreter (3.11 or newer)
 #   TORCH_PIP_ARGS="…"            how torch is installed; PyTorch's site names the index of each build:
 #                                 TORCH_PIP_ARGS="--index-url …" for a CPU-only one
+#   TEST_PROCESSES=4              how many processes share the tests (1 GB of memory each)
 PYTHON ?= python3
 TORCH_PIP_ARGS ?=
+TEST_PROCESSES ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := demo
@@ -21,7 +23,7 @@ demo: .venv/.installed
 	@echo "      $(BIN)/ragstone ask my-kb"
 
 test: .venv/.installed
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: .venv/.installed
 	@echo "==> format" && $(BIN)/ruff format --check --quiet .

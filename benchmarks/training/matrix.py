@@ -4,10 +4,10 @@
         --models local-untrained local [--methods token sequence] [--searches dense keyword hybrid] [-k 1 3 5 10 20] \\
         [--whole]
 
-Each model answers with every method and search at K = 5, and with the first method and search at every other K
-(``--whole``: every method and search at every K); before that with the gold passage alone, which shows what it reads where
-retrieval cannot fail. All runs of a model share what it has read of the passages. A run whose file is in FOLDER is not
-repeated. Against the first model's run of the same kind stands the p-value of a paired test of exact match.
+Each model answers with every method and search at K = 5, and with the first method and search at every other K (``--whole``:
+every method and search at every K), and at K = 1 with the gold passage alone too, which shows what it reads where retrieval
+cannot fail. All runs of a model share what it has read of the passages. A run whose file is in FOLDER is not repeated.
+Against the first model's run of the same kind stands the p-value of a paired test of exact match.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def runs(method: str, options: argparse.Namespace, *, gold: bool) -> list[tuple[
     first = method == options.methods[0]
     elsewhere = options.searches if options.whole else options.searches[:1] if first else []
     return [
-        *([(GOLD, 1)] if gold and first else []),
-        *((search, K) for search in options.searches),
+        *([(GOLD, 1)] if gold and first and 1 in options.k else []),
+        *((search, K) for search in options.searches if K in options.k),
         *((search, k) for search in elsewhere for k in options.k if k != K),
     ]
 

@@ -31,7 +31,8 @@ def test_import_search_and_export(tmp_path, models, wiki_dpr):
     assert [skipped["line"] for skipped in report["skipped"]] == [8]
     again = ragstone("import", file, "--kb", tmp_path / "kb", "--encoder", models / "encoder", "--format", "parquet")
     assert "0 passages" in again.stdout
-    assert "8 that were there already" in " ".join(again.stdout.split())
+    assert "8 that were there already" in again.stdout
+    assert len(again.stdout.splitlines()) == 1  # however long the paths are: no terminal shows it
     assert "row 8: the text is empty" in " ".join(again.stderr.split())
     found = ragstone("search", tmp_path / "kb", "who wrote hamlet?", "-k", 8, "--json")
     assert found.returncode == 0, found.stderr

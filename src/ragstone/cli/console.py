@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from ragstone.errors import RagstoneError
 
@@ -32,6 +34,12 @@ SHOWN_SKIPS = 10
 
 
 class _Console(Console):
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Print; what is no table stays on its line where neither a terminal nor COLUMNS says how long one may be."""
+        if soft_wrap is None and not self.is_terminal and "COLUMNS" not in os.environ:
+            soft_wrap = all(isinstance(each, (str, Text)) for each in objects)
+        super().print(*objects, soft_wrap=soft_wrap, **options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(_UNREAD)
 
@@ -83,7 +91,6 @@ def working(what: str) -> Iterator[None]:
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """A bar with rate and time left; yields ``progress(done, total, unit)``, which starts a new bar for a new unit."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.text import Text
 
     class Rate(TextColumn):
         def render(self, task: Any) -> Text:

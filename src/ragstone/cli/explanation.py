@@ -35,7 +35,7 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 def print_answer(answer: Any, *, explain: bool) -> None:
     """The answer, where it comes from and, to ``explain``, how much each passage had to do with it."""
-    out.print(Text(answer.text or "(nothing)", style="bold"), soft_wrap=not out.is_terminal)
+    out.print(Text(answer.text or "(nothing)", style="bold"))
     if not answer.found:
         out.print("[dim]none of the passages supports this answer[/]")
     if not explain:
