@@ -348,6 +348,8 @@ def test_things_of_the_wrong_kind_are_named(tmp_path):
     for act, words in [
         (lambda: kb.add(None), "passages come as a list, not as None"),
         (lambda: kb.delete(3), "ids must be a string or a list of strings, not 3"),
+        (lambda: kb.delete(["\ud800"]), r"the passage id '\\ud800' is not valid Unicode at character 0"),
+        (lambda: kb.get(["\ud800"]), r"the passage id '\\ud800' is not valid Unicode at character 0"),
         (lambda: kb.search(None), None),
         (lambda: kb.search(3, search="keyword"), "questions must be a string or a list of strings, not 3"),
         (lambda: kb.search(vectors=[0, 1], where=3), "where=3 must be an SQL predicate"),

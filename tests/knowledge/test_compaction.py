@@ -361,11 +361,20 @@ def test_a_tag_moves_only_if_it_is_told_to(kb):
     assert kb.tags() == {"live": kb.version}
 
 
-@pytest.mark.parametrize("name", ["", "7", "a b", "../x", ".hidden", "a/b", "é", "new\nline", "x\n"])
+_NO_REFS = ["a.lock", "a.", "a..b", "..", "a" * 201, None, 5]
+
+
+@pytest.mark.parametrize("name", ["", "7", "a b", "../x", ".hidden", "a/b", "é", "new\nline", "x\n", *_NO_REFS])
 def test_a_tag_that_is_no_name_is_refused(kb, name):
     with pytest.raises(InputError, match="is no name"):
         kb.tag(name)
     assert kb.tags() == {}
+
+
+@pytest.mark.parametrize("name", ["a.lock.b", "a.b.c", "lock", "A_", "a" * 200])
+def test_a_tag_that_is_a_name_is_taken(kb, name):
+    kb.tag(name)
+    assert list(kb.tags()) == [name]
 
 
 def test_an_unknown_tag_names_those_there_are(kb):

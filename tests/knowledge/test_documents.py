@@ -75,13 +75,43 @@ def test_an_unclosed_quote_takes_no_other_rows_with_it_in_silence(tmp_path: Path
     path = write(tmp_path / "a.csv", 'id,text\n1,"all, well"\n2,"unclosed\n3,x\n4,y\n')
     row, fault = iter_documents(path)
     assert row.sections[0].text == "all, well"
-    assert "a.csv line 5 is no row of a table" in fault.reason
+    assert "a.csv line 3 is no row of a table" in fault.reason  # where the quote is, not where the file ends
     loose = write(tmp_path / "b.tsv", 'id\ttext\n1\t"A" is a "letter"\n2\t"two\nlines" or so\n3\tlast "one\n')
     assert [item.sections[0].text for item in iter_documents(loose)] == [
         'A is a "letter"',
         "two\nlines or so",
         'last "one',
     ]
+
+
+def test_a_row_of_several_lines_has_the_number_of_its_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'id,text\n1,"two\nlines",more\n2,x\n')
+    assert [item.line for item in iter_documents(path) if isinstance(item, Skipped)] == [2]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_title_without_a_text_is_kept_in_every_format(tmp_path: Path, ending: str) -> None:
+    rows = [("1", "Only a title", ""), ("2", "", ""), ("3", "T", "text")]
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        columns = dict(zip(("id", "title", "text"), zip(*rows, strict=True), strict=True))
+        pq.write_table(pa.table(columns | {"text": [None, None, "text"]}), path)
+    elif ending == "jsonl":
+        texts = (json.dumps({"id": id_, "title": title, "text": text or None}) for id_, title, text in rows)
+        write(path, "\n".join(texts))
+    else:
+        delimiter = "\t" if ending == "tsv" else ","
+        write(path, "\n".join(delimiter.join(row) for row in [("id", "title", "text"), *rows]))
+    kept, skipped, whole = iter_documents(path)
+    assert (kept.id, kept.title, kept.sections[0].text) == ("1", "Only a title", "")
+    assert [passage.title for passage in document_passages(kept, SplitOptions())] == ["Only a title"]
+    assert skipped.reason.endswith("the text is empty")
+    assert whole.sections[0].text == "text"
+
+
+def test_of_two_columns_of_text_the_one_that_holds_it_counts(tmp_path: Path) -> None:
+    (document,) = read(write(tmp_path / "a.csv", "id,text,body,x,x\n1,,words,seen,\n"))
+    assert (document.sections[0].text, document.metadata) == ("words", {"x": "seen"})
 
 
 def test_parquet_in_batches_without_its_vectors(tmp_path: Path) -> None:
@@ -190,6 +220,22 @@ def test_pipes_do_not_hang(tmp_path: Path) -> None:
 def test_a_wrong_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.*does not exist"):
         find_files([tmp_path, tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ("x" * 301, "x' cannot be followed: File name too long; give"),
+        (["a\0b"], r"'a\\x00b' cannot be followed: embedded null byte; give"),
+        (None, "paths must be a path or a list of paths, not None"),
+        (5, "paths must be a path or a list of paths, not 5"),
+        ([5], "a path is a string or a Path, not 5"),
+        ([None], "a path is a string or a Path, not None"),
+    ],
+)
+def test_what_is_no_path_is_refused_in_one_sentence(paths: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        find_files(paths)  # type: ignore[arg-type]
 
 
 def test_faults_of_the_file_system_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

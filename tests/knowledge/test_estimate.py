@@ -54,6 +54,21 @@ def test_counts_are_near_what_indexing_then_makes(files, tmp_path):
     assert said.memory_bytes > 0
 
 
+def test_counts_are_near_where_files_are_of_very_different_sizes(tmp_path):
+    chance, folder = random.Random(0), tmp_path / "files"
+    folder.mkdir()
+    for i in range(300):
+        (folder / f"{i}.txt").write_text(text(chance, 2))
+    (folder / "long.txt").write_text(text(chance, 50_000))
+    for name, words in (("short", 5), ("long", 100)):
+        rows = [{"id": f"{name}{i}", "text": text(chance, words)} for i in range(800)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = estimate_documents(folder, ToyEncoder(), split=TEN_WORDS)
+    report = KnowledgeBase.create(tmp_path / "kb", encoder=ToyEncoder()).add_documents(folder, split=TEN_WORDS)
+    assert said.documents == pytest.approx(report.documents, rel=0.1)
+    assert said.passages == pytest.approx(report.passages, rel=0.1)
+
+
 def test_disk_is_near_what_real_text_then_takes(tmp_path):
     records = [{"id": str(n), "title": p.title, "text": p.text} for n, p in enumerate(dummy_passages())]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -47,6 +47,29 @@ def test_text_is_decoded_by_its_byte_order_mark_or_as_utf8(tmp_path: Path) -> No
         assert document.id == document.source == (tmp_path / f"note{number}.txt").as_posix()
 
 
+@pytest.mark.parametrize("ending", ["txt", "md", "html", "csv", "tsv", "jsonl"])
+def test_binary_files_are_no_text(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    utf_16 = "looks like UTF-16 without a byte order mark; save it as UTF-8"
+    text = 'id,text\n{"text": "für alle"}\n1,<p>word\n'
+    for content, words in [
+        (b"\0" * 5000, "holds NUL characters, as no text does"),
+        (b"\x7fELF\2\1\1\0\0\0\0\0\0\0\0\0\3\0>\0", "holds NUL characters"),
+        (text.replace("ü", "u").encode("utf-32-le"), "holds NUL characters"),
+        (text.replace("ü", "u").encode("utf-16-le"), utf_16),
+        (text.replace("ü", "u").encode("utf-16-be"), utf_16),
+        ("text\n".encode("utf-16-le"), utf_16),
+    ]:
+        assert words in reason(write(path, content))
+    assert text_of(write(tmp_path / "b.txt", text.encode("utf-16")))
+
+
+def test_a_nul_far_inside_a_text_costs_no_file(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "a.txt", "word " * 2000 + "\0"))) == 1
+    first, bad, last = iter_documents(write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "\0"}\n{"text": "b"}\n'))
+    assert (first.sections[0].text, bad.line, last.sections[0].text) == ("a", 2, "b")
+
+
 def test_markdown_has_its_first_heading_as_title_and_no_front_matter(tmp_path: Path) -> None:
     (document,) = read(write(tmp_path / "a.md", "---\ntitle: x\ntags: [y]\n---\nIntro\r\n\n## About C#\nBody [a](b)."))
     assert (document.title, document.sections[0].text) == ("About C#", "Intro\n\n## About C#\nBody [a](b).")

@@ -145,7 +145,8 @@ def test_a_split_that_is_none_is_refused_and_changes_nothing(kb, notes, split):
 def test_a_passage_added_by_hand_gives_way_to_a_document_with_its_id(kb, tmp_path):
     kb.add([Passage("1", text="by hand"), Passage("other", text="by hand")])
     write_records(tmp_path / "a.jsonl", [{"id": "1", "text": "from a file"}])
-    kb.add_documents(tmp_path / "a.jsonl")
+    report = kb.add_documents(tmp_path / "a.jsonl")
+    assert (report.added, report.updated) == (0, 1)  # something was there before
     assert [passage.text for passage in kb.get(["1", "other"])] == ["from a file", "by hand"]
     assert len(kb) == 2
     kb.upsert([Passage("1", text="by hand again")])  # no longer what the file says

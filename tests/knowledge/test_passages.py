@@ -53,6 +53,9 @@ def test_anything_with_text_becomes_a_passage() -> None:
         {"text": "x", "id": True},
         {"text": "x", "title": ["T"]},
         {"text": "x", "page": "3"},
+        {"text": "x", "page": 2**31},
+        {"text": "x", "page": True},
+        {"text": "x", "page": -(2**31) - 1},
         {"text": "x", "source": 3},
         {"text": "\ud800"},
         {"text": "x", "when": object()},
@@ -69,6 +72,23 @@ def test_an_id_must_be_a_string_with_something_in_it() -> None:
     for id_ in ("", 5, None):
         with pytest.raises(InputError):
             Passage(id_)  # type: ignore[arg-type]
+
+
+def test_a_page_that_cannot_be_stored_is_named_with_its_passage() -> None:
+    with pytest.raises(
+        InputError, match="page of passage 'a' must be a whole number of at most 2,147,483,647, not 10995"
+    ):
+        Passage("a", page=2**40)
+    assert [Passage("a", page=page).page for page in (0, -3, 2**31 - 1)] == [0, -3, 2**31 - 1]
+
+
+def test_a_title_is_enough() -> None:
+    assert as_passage({"id": "1", "title": "T", "text": None}) == Passage("1", "T")
+    for record in ({"id": "1", "text": None}, {"id": "1", "title": " ", "body": None}):
+        with pytest.raises(InputError, match="the text is empty"):
+            as_passage(record)
+    with pytest.raises(InputError, match="no field is named text"):
+        as_passage({"id": "1", "title": "T"})
 
 
 def test_a_lone_passage_is_not_a_list_of_passages() -> None:

@@ -316,6 +316,62 @@ def test_a_predicate_that_is_none_is_named(plays, where, method):
         plays.search("hamlet", where=where, search=method)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "page<5 page>2",
+        "page<5, page>2",
+        "page<5; page>2",
+        "page<5)",
+        "page<5) OR (page>7",
+        "page<5 foo",
+        "page<5 AS x",
+        "(page<5) a AND (page>2)",
+        "page<5 LIMIT 1",
+        "page<5 ORDER BY page",
+        "title='Normans'; DROP TABLE x",
+        "page<5 ; -- comment",
+    ],
+)
+def test_nothing_behind_a_predicate_is_dropped(plays, where):
+    with pytest.raises(InputError, match="goes on after the end of its predicate; join conditions with AND or OR"):
+        plays.search("hamlet", where=where, search="keyword")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "page = 3",
+        "(page < 5) AND (page > 2)",
+        "(page < 5 OR page > 9) AND NOT page = 4",
+        "page IN (1, 2, 3)",
+        "page BETWEEN 1 AND 3",
+        "source LIKE '%.pdf' -- only these",
+        "source LIKE 'o\\.%' ESCAPE '\\' OR page = 3",
+        "document_id IS NULL",
+        "title IS NOT NULL\n  AND page < 5 /* of ten */",
+        "title = 'a;b) -- \"O''Hara\" AND'",
+        "title != 'x; DROP TABLE y'",
+        "json_get_int(metadata,'year') > 3",
+        "json_get_string(metadata, 'language') = 'en'",
+        "lower(text) LIKE '%hamlet%' OR false",
+    ],
+)
+def test_all_kinds_of_predicates_are_taken(plays, where):
+    title = 'a;b) -- "O\'Hara" AND'
+    plays.add([Passage("x", title, "hamlet", page=3, source="o.pdf", metadata={"year": 2001, "language": "en"})])
+    assert "x" in {hit.passage.id for hit in plays.search("hamlet", k=9, where=where, search="keyword")}
+
+
+@pytest.mark.parametrize("where", ["metadata.year > 3", "metadata['year'] > 3", "year > 3", "metadata->'year' > 3"])
+def test_a_predicate_on_metadata_learns_how_it_is_written(plays, where):
+    with pytest.raises(
+        InputError, match=r"metadata is looked into with json_get_int\(metadata, 'year'\) > 1990"
+    ) as caught:
+        plays.search("hamlet", where=where)
+    assert "LargeBinary" not in str(caught.value)
+
+
 @pytest.mark.parametrize("k", [0, -1, 1.5, "5", True, None])
 def test_k_is_a_whole_number_of_at_least_1(plays, k):
     with pytest.raises(InputError, match="k="):

@@ -16,6 +16,7 @@ from ragstone.errors import RagstoneError
 
 __all__ = [
     "INTERRUPTED",
+    "SHOWN_SKIPS",
     "InterruptedRunError",
     "complain",
     "counted",

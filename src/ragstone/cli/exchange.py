@@ -74,7 +74,8 @@ def import_(
     how = "encoded" if report.encoded else "with the vectors they came with"
     out.print(
         f"{kb}: {counted(report.passages, 'passage')} of {source} ({report.format}), {how}, "
-        f"and {report.unchanged:,} that were there already, in {report.seconds:.1f} s (version {report.version})."
+        f"and {report.unchanged:,} that were there already, in {report.seconds:.1f} s (version {report.version}).",
+        markup=False,
     )
     for note in report.notes:
         err.print(note, soft_wrap=True, markup=False)
@@ -100,5 +101,6 @@ def export(
     else:
         files = " and ".join(report.files)
         out.print(
-            f"{files}: {counted(report.passages, 'passage')}, {report.bytes / 1e6:,.1f} MB, in {report.seconds:.1f} s."
+            f"{files}: {counted(report.passages, 'passage')}, {report.bytes / 1e6:,.1f} MB, in {report.seconds:.1f} s.",
+            markup=False,
         )

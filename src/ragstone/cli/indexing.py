@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.markup import escape
-
-from ragstone.cli.console import counted, out, print_json, progress_bar, quiet_libraries, show_skipped, working
+from ragstone.cli.console import counted, err, out, print_json, progress_bar, quiet_libraries, show_skipped, working
 from ragstone.errors import DocumentError, InputError
 from ragstone.knowledge import IndexEstimate, KnowledgeBase, SplitOptions, estimate_documents, find_files
+from ragstone.knowledge.documents import SUFFIXES
 from ragstone.knowledge.workers import Workers
 
 __all__ = ["index_paths", "reencode", "share_out"]
@@ -60,8 +59,11 @@ def index_paths(
         out.print(
             f"{folder}: {counted(report.documents, 'document')} ({counts}{removed}), "
             f"{counted(report.passages, 'passage')} encoded in "
-            f"{report.seconds:.1f} s; {counted(len(base), 'passage')} in all (version {base.version})."
+            f"{report.seconds:.1f} s; {counted(len(base), 'passage')} in all (version {base.version}).",
+            markup=False,
         )
+        if not report.documents and not report.skipped:
+            err.print(f"No file of a kind that can be read was found ({', '.join(SUFFIXES)}).", style="yellow")
         show_skipped(report.skipped)
     if report.skipped and not report.documents:
         raise DocumentError(f"Nothing could be indexed: all {len(report.skipped)} inputs were skipped.")
@@ -156,9 +158,10 @@ def reencode(
         values = {"version": base.version, "passages": len(base), "encoder": encoder, "width": base.width}
         print_json({**values, "changed": base.version > before, "seconds": seconds})
     elif base.version == before:
-        out.print(f"{folder}: its vectors are those of {escape(encoder)} already (version {before}).")
+        out.print(f"{folder}: its vectors are those of {encoder} already (version {before}).", markup=False)
     else:
         out.print(
-            f"{folder}: {counted(len(base), 'passage')}, now with vectors of {escape(encoder)} (width {base.width}), in "
-            f"{seconds:.1f} s (version {base.version}; version {before} has the old ones)."
+            f"{folder}: {counted(len(base), 'passage')}, now with vectors of {encoder} (width {base.width}), in "
+            f"{seconds:.1f} s (version {base.version}; version {before} has the old ones).",
+            markup=False,
         )

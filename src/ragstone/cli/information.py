@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ragstone.cli.console import out, print_json, quiet_libraries
-from ragstone.errors import InputError
+from ragstone.errors import InputError, KnowledgeBaseError
 
 __all__ = ["show"]
 
@@ -23,9 +24,11 @@ def show(what: str, *, memory: str | None, as_json: bool) -> None:
         print_json(values)
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")  # all of a path, however narrow the terminal
     for name, value in values.items():
         shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        table.add_row(f"[bold]{name}[/]", f"{shown:,}" if isinstance(shown, int) else str(shown))
+        table.add_row(f"[bold]{name}[/]", f"{shown:,}" if isinstance(shown, int) else Text(str(shown)))
     out.print(table)
 
 
@@ -42,6 +45,8 @@ def _model(name: str) -> dict[str, Any]:
             "generator": str(local.generator_folder()),
             "method": "token",
         }
+    if not Path(name).exists() and "/" not in name:  # a model of the hub has its owner before its name
+        raise KnowledgeBaseError(f"There is neither a knowledge base nor a model {name!r}; name the folder of one.")
     if Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise InputError(f"{name} is neither a knowledge base nor a model: it has no manifest.json and no config.json.")
     config = RagConfig.load(name)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ragstone.cli.app import app
-from ragstone.cli.console import counted, out, print_json, working
+from ragstone.cli.console import SHOWN_SKIPS, counted, err, out, print_json, working
 from ragstone.cli.options import Json, VersionOption, parse_version
 from ragstone.errors import InputError
 
@@ -49,7 +49,8 @@ def compact(
     out.print(
         f"{kb}: {report.bytes_before / 1e6:,.1f} MB are now {report.bytes_after / 1e6:,.1f} MB; "
         f"{len(report.versions_removed):,} versions removed, {report.versions_kept:,} kept, in {report.seconds:.1f} s "
-        f"(version {report.version})."
+        f"(version {report.version}).",
+        markup=False,
     )
 
 
@@ -73,9 +74,9 @@ def tag(
     if json:
         print_json({"tags": base.tags()})
     elif delete:
-        out.print(f"{kb}: the tag {name} is gone.")
+        out.print(f"{kb}: the tag {name} is gone.", markup=False)
     else:
-        out.print(f"{kb}: version {base.version} is {name}.")
+        out.print(f"{kb}: version {base.version} is {name}.", markup=False)
 
 
 @app.command()
@@ -89,8 +90,12 @@ def delete(
     from ragstone.knowledge import KnowledgeBase
 
     base = KnowledgeBase.open(kb)
+    known = set() if document else base.known(ids)
+    missing = [] if document else [name for name in dict.fromkeys(ids) if name not in known]
     count = base.delete_documents(ids) if document else base.delete(ids)
     if json:
-        print_json({"deleted": count, "passages": len(base), "version": base.version})
-    else:
-        out.print(f"{kb}: {counted(count, 'passage')} deleted, {len(base):,} left (version {base.version}).")
+        print_json({"deleted": count, "missing": missing, "passages": len(base), "version": base.version})
+        return
+    out.print(f"{kb}: {counted(count, 'passage')} deleted, {len(base):,} left (version {base.version}).", markup=False)
+    for name in missing[:SHOWN_SKIPS]:
+        err.print(f"There is no passage {name!r}.", style="yellow", markup=False, soft_wrap=True)

@@ -71,7 +71,9 @@ def train_model(
     if found and not (resume or dry_run):
         raise InputError(f"{checkpoints} holds a run already; go on with it by --resume, or name another --out.")
     if resume and not found:
-        err.print(f"{checkpoints} holds no checkpoint to go on from; this run begins anew.", style="yellow")
+        err.print(
+            f"{checkpoints} holds no checkpoint to go on from; this run begins anew.", style="yellow", markup=False
+        )
     if not dry_run:
         try:
             checkpoints.mkdir(parents=True, exist_ok=True)
@@ -115,8 +117,8 @@ def train_model(
     if as_json:
         print_json(summary)
     else:
-        out.print(f"Trained {result.global_step} steps; the model is in {out_folder}.")
-        out.print(f"    ragstone evaluate {folder} QUESTIONS --model {out_folder}", style="dim")
+        out.print(f"Trained {result.global_step} steps; the model is in {out_folder}.", markup=False)
+        out.print(f"    ragstone evaluate {folder} QUESTIONS --model {out_folder}", style="dim", markup=False)
 
 
 def _trainer(

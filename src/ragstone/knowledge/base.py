@@ -555,9 +555,9 @@ class KnowledgeBase:
         snapshot.follow()
         self._snapshot = snapshot
 
-    def known(self, ids: Iterable[str]) -> set[str]:
+    def known(self, ids: str | Iterable[str]) -> set[str]:
         """Return those of ``ids`` that are ids of passages here."""
-        return set(self._store.find(ids))
+        return set(self._store.find(check_ids(ids)))
 
     def get(self, ids: str | Iterable[str]) -> list[Passage]:
         """Return the passages ``ids``, in that order."""

@@ -56,6 +56,7 @@ def check_ids(ids: str | Iterable[str]) -> list[str]:
     for value in wanted:
         if not isinstance(value, str):
             raise InputError(f"a passage id is a string, not {value!r}")
+        check_text(f"the passage id {value!r}", value)
     return wanted
 
 

@@ -110,18 +110,26 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     knowledge bases. A symbolic link counts as what it points to. A folder that cannot be listed is returned itself, and
     so are broken links, pipes and devices: reading them says so.
     """
+    if not isinstance(paths, Iterable | os.PathLike):
+        raise InputError(f"paths must be a path or a list of paths, not {paths!r}")
     found: set[Path] = set()
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"a path is a string or a Path, not {path!r}")
         try:
             full = Path(path).expanduser().resolve()
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be followed: {error}") from None
-        if full.is_dir():
+            is_folder, is_file, exists = full.is_dir(), full.is_file(), full.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            fault = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{str(path)!r} cannot be followed: {fault}; give files or folders that can be read"
+            ) from None
+        if is_folder:
             found.update(_walk(full))
-        elif full.is_file():
+        elif is_file:
             found.add(full)
         else:
-            fault = "is neither a file nor a folder" if full.exists() else "does not exist"
+            fault = "is neither a file nor a folder" if exists else "does not exist"
             raise InputError(f"{path} {fault} (looked for {full}); give files or folders that can be read")
     return sorted(found)
 

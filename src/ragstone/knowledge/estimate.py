@@ -40,6 +40,8 @@ _PROCESS_MEMORY = 200_000_000  # Python, Lance and Arrow
 _INDEX_CACHE = 128_000_000  # the least for the index on disk: half for its parts, half for what describes files
 
 _SAMPLE_DOCUMENTS = 200
+_SAMPLE_FILES = 4  # of a kind
+_SIZE_BITS = 3  # files of a kind differ in size by less than 8
 _SAMPLE_SECONDS = 10.0
 _FILE_BYTES = 256_000  # of a file of records
 _BLOCKS = 8  # stretches of a file of JSON lines
@@ -147,7 +149,7 @@ class IndexEstimate:
 
 @dataclass
 class _Kind:
-    """The files of one suffix, and what was found in a sample of them."""
+    """The files of one suffix and of about the same size, and what was found in a sample of them."""
 
     files: list[Path]
     bytes: int
@@ -244,10 +246,13 @@ def estimate_documents(
 
 
 def _kinds(files: Sequence[Path]) -> list[_Kind]:
-    """Group files by suffix, in random order, so that the first few are a sample."""
-    groups: dict[str, list[Path]] = defaultdict(list)
+    """Group files by suffix and size, in random order, so that the first few are a sample.
+
+    By size, for counts grow with the bytes: a small file gives more passages a byte than a large one.
+    """
+    groups: dict[tuple[str, int], list[Path]] = defaultdict(list)
     for file in files:
-        groups[file.suffix.lower()].append(file)
+        groups[file.suffix.lower(), _size(file).bit_length() // _SIZE_BITS].append(file)
     chance = random.Random(0)
     for group in groups.values():
         chance.shuffle(group)
@@ -255,11 +260,12 @@ def _kinds(files: Sequence[Path]) -> list[_Kind]:
 
 
 def _sample(kinds: Sequence[_Kind], reading: Reading) -> None:
-    """Read a file of each kind, then another of each, until there are enough documents or it takes too long."""
+    """Read a file of each kind, then others of each, until there are enough files and documents or it takes too long."""
     started = time.perf_counter()
     for turn in range(max((len(kind.files) for kind in kinds), default=0)):
         for kind in kinds:
-            if turn < len(kind.files) and (turn == 0 or kind.documents < _SAMPLE_DOCUMENTS // len(kinds)):
+            enough = turn >= _SAMPLE_FILES and kind.documents >= _SAMPLE_DOCUMENTS // len(kinds)
+            if turn < len(kind.files) and not enough:
                 with suppress(OSError):
                     kind.read(kind.files[turn], reading)
                 if turn and time.perf_counter() - started > _SAMPLE_SECONDS:

@@ -20,10 +20,13 @@ from xml.etree import ElementTree
 from ragstone._extras import extra
 from ragstone.errors import DocumentError
 
-__all__ = ["MAX_BYTES", "READERS", "Extract", "Section", "encoding_of"]
+__all__ = ["MAX_BYTES", "READERS", "Extract", "Section", "check_is_text", "encoding_of"]
 
 MAX_BYTES = 200_000_000
 """Larger files (a DOCX: larger once decompressed) are refused: they are held in memory whole."""
+
+_START = 8000  # bytes or characters in which NUL would show
+_ASCII_SHARE = 0.5  # of text in UTF-16 that UTF-8 can be taken for, at the least
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,27 @@ def encoding_of(head: bytes) -> str:
     return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
 
 
+def check_is_text(path: Path, data: bytes, text: str) -> None:
+    """Raise DocumentError if the start of ``text``, which ``data`` was decoded to, holds NUL, as no text does."""
+    if "\0" not in text[:_START]:
+        return
+    zeros = sorted(data[place:_START:2].count(0) for place in (0, 1))
+    if zeros[1] > _ASCII_SHARE * min(len(data), _START) / 2 and zeros[0] * 10 < zeros[1]:
+        raise DocumentError(f"{path} looks like UTF-16 without a byte order mark; save it as UTF-8")
+    raise DocumentError(
+        f"{path} holds NUL characters, as no text does; leave it out, or save it as UTF-8 if it is text"
+    )
+
+
 def _decode(path: Path, data: bytes, encoding: str) -> str:
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DocumentError(f"{path} is not {encoding.upper()} text at byte {error.start}; save it as UTF-8") from None
     except LookupError:
         raise DocumentError(f"{path} declares the unknown encoding {encoding!r}; save it as UTF-8") from None
+    check_is_text(path, data, text)
+    return text
 
 
 def _read_txt(path: Path) -> Extract:

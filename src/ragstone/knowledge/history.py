@@ -18,7 +18,8 @@ from ragstone.knowledge.manifest import write_file
 __all__ = ["REMOVING_FILE", "History", "Version"]
 
 REMOVING_FILE = "removing.json"
-_TAG = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]*")  # no number, which would be taken for a version
+# No number, which would be taken for a version; the rest is what Lance and the length of a file's name allow.
+_TAG = re.compile(r"(?!\d+$)(?!.*\.\.)(?!.*\.(?:lock)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class History:
 
     def tag(self, name: str, version: int, *, move: bool) -> None:
         """Name a version; a name that another version has is refused unless it is to ``move``."""
-        if not _TAG.fullmatch(name):
+        if not isinstance(name, str) or not _TAG.fullmatch(name):
             raise InputError(
-                f"the tag {name!r} is no name; use letters, digits, '.', '-' and '_', beginning with a letter or digit, "
-                "and not digits alone"
+                f"the tag {name!r} is no name; use at most 200 letters, digits, '.', '-' and '_', beginning with a letter "
+                "or digit, not digits alone, without '..' and without '.' or '.lock' at the end"
             )
         held = self.tags().get(name)
         if held is not None and held != version and not move:

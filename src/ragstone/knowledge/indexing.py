@@ -117,7 +117,7 @@ class Reading:
     def leave_alone(self, owners: Mapping[str, str | None]) -> set[str]:
         """Skip pending documents that would replace passages of others, as ``owners`` of stored ids say; return them.
 
-        A passage of no document, added by hand, gives way.
+        A passage of no document, imported or added by hand, gives way; a document that takes its place counts as updated.
         """
         taken = {self.passage_ids[i]: i for i, owner in owners.items() if owner not in (None, self.passage_ids[i])}
         for document_id, passage_id in taken.items():
@@ -125,6 +125,9 @@ class Reading:
             self._skip(self.seen[document_id], reason)
             self.added -= document_id not in self.stored
             self.updated -= document_id in self.stored
+        replacing = {self.passage_ids[i] for i in owners} - taken.keys() - self.stored.keys()
+        self.added -= len(replacing)
+        self.updated += len(replacing)
         self.passage_ids = {id_: document for id_, document in self.passage_ids.items() if document not in taken}
         return {*taken}
 

@@ -29,6 +29,8 @@ __all__ = [
     "split_text",
 ]
 
+_PAGES = 2**31  # they are stored in 32 bits
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -54,8 +56,11 @@ class Passage:
         for name, value in (("document_id", self.document_id), ("source", self.source)):
             if value is not None:
                 check_text(f"{name} of passage {self.id!r}", value)
-        if self.page is not None and not isinstance(self.page, int):
-            raise InputError(f"page of passage {self.id!r} must be a whole number, not {_shorten(self.page)}")
+        storable = isinstance(self.page, int) and not isinstance(self.page, bool) and -_PAGES <= self.page < _PAGES
+        if self.page is not None and not storable:
+            raise InputError(
+                f"page of passage {self.id!r} must be a whole number of at most {_PAGES - 1:,}, not {_shorten(self.page)}"
+            )
         check_metadata(f"metadata of passage {self.id!r}", self.metadata)
 
 
@@ -122,7 +127,7 @@ _FIELD_NAMES = {
 def record_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """Sort a record's entries into ``id`` (or None), ``title``, ``text`` and ``metadata`` (all the rest).
 
-    Names are matched without regard to case; None counts as absent.
+    Names are matched without regard to case. None counts as absent, but a text that is None as an empty one.
 
     >>> record_fields({"_id": 7, "Contents": "To be.", "act": 3})
     {'id': '7', 'title': '', 'text': 'To be.', 'metadata': {'act': 3}}
@@ -133,6 +138,8 @@ def record_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, aliases in _FIELD_NAMES.items():
         key = next((spelling[alias] for alias in aliases if alias in spelling), None)
         found[name] = None if key is None else rest.pop(key)
+    if found["text"] is None and any(str(key).lower() in _FIELD_NAMES["text"] for key in record):
+        found["text"] = ""
     if found["text"] is None:
         raise InputError(f"no field is named {' or '.join(_FIELD_NAMES['text'])}, only {_shorten(list(record))}")
     check_text("text", found["text"])

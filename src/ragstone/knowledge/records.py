@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ragstone.errors import DocumentError, InputError
-from ragstone.knowledge.formats import MAX_BYTES, encoding_of
+from ragstone.knowledge.formats import MAX_BYTES, check_is_text, encoding_of
 from ragstone.knowledge.passages import record_fields
 
 __all__ = ["IN_PIECES", "RECORD_READERS", "Record", "is_bulk", "plain"]
 
 IN_PIECES: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
 """How a Parquet file is opened that is not to be held as a whole: of a column a megabyte is read, and nothing kept."""
+
+_SNIFFED_BYTES = 8000  # of the first line
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,9 @@ class Record:
 def _open(path: Path) -> TextIOWrapper:
     # Bytes that are not UTF-8 pass as lone surrogates, so that they spoil one record and not the file.
     with path.open("rb") as file:
-        encoding = encoding_of(file.read(4))
+        first = file.readline(_SNIFFED_BYTES)
+    encoding = encoding_of(first)
+    check_is_text(path, first, first.decode(encoding, errors="ignore"))
     return path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding, errors="surrogateescape", newline="")
 
 
@@ -87,15 +91,16 @@ def _read_table(path: Path) -> Iterator[Record]:
             for row in rows:
                 if len(held) > 1:
                     _check_closed(held, delimiter)
+                line = rows.line_num - len(held) + 1
                 held.clear()
                 if len(row) > len(header):
-                    yield Record(rows.line_num, {}, f"{len(row)} columns where the header has {len(header)}")
+                    yield Record(line, {}, f"{len(row)} columns where the header has {len(header)}")
                 elif row:
-                    yield Record(rows.line_num, {name: cell for name, cell in zip(header, row, strict=False) if cell})
+                    cells = {name: cell for name, cell in zip(header, row, strict=False) if cell}
+                    yield Record(line, dict.fromkeys(header[: len(row)]) | cells)
         except csv.Error as error:
-            raise DocumentError(
-                f"{path} line {rows.line_num} is no row of a table ({error}); check its quotes"
-            ) from None
+            line = max(1, rows.line_num - len(held) + 1)  # where the row begins
+            raise DocumentError(f"{path} line {line} is no row of a table ({error}); check its quotes") from None
 
 
 def _check_closed(lines: Sequence[str], delimiter: str) -> None:

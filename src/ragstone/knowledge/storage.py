@@ -48,6 +48,7 @@ _LISTED_IDS = 1000  # more are looked for by reading all ids, not by a predicate
 _VECTOR, _NEW_VECTOR = "vector", "new_vector"
 _MAPPED = ("id", "title", "text")
 _ENCODER_KEY = "ragstone:encoder"
+_NO_COLUMN = "ragstone_no_such_column"
 
 
 @dataclass(frozen=True)
@@ -237,12 +238,30 @@ class PassageStore:
         if not isinstance(where, str):
             raise InputError(f"where={where!r} must be an SQL predicate, as a string")
         try:
-            self._dataset.scanner(columns=["id"], filter=where).explain_plan()
+            self._plan(where)
         except Exception as error:
+            fault = first_sentence(error).split(". ")[0]
+            if "LargeBinary is not Struct" in fault:
+                fault = "metadata is JSON and has no columns of its own"
             raise InputError(
-                f"where={where!r} is not a predicate: {first_sentence(error).split('. ')[0]}. The columns are "
-                f"{', '.join(self._schema.names)}; an example is where=\"source LIKE '%.pdf' AND page < 10\""
+                f"where={where!r} is not a predicate: {fault}. The columns are {', '.join(self._schema.names)}; an "
+                "example is where=\"source LIKE '%.pdf' AND page < 10\", and metadata is looked into with "
+                "json_get_int(metadata, 'year') > 1990 or json_get_string(metadata, 'language') = 'en'"
             ) from error
+        # Lance drops without a word what follows the first complete predicate. Then it drops this condition too, which
+        # else cannot be planned; the line break ends a comment.
+        try:
+            self._plan(f"{where}\nAND {_NO_COLUMN} = 1")
+        except Exception:
+            return
+        raise InputError(
+            f"where={where!r} goes on after the end of its predicate; join conditions with AND or OR, and leave out what "
+            "is none"
+        )
+
+    def _plan(self, where: str) -> None:
+        """Have Lance plan a scan of the rows that fulfil ``where``, which raises if it cannot be done."""
+        self._dataset.scanner(columns=["id"], filter=where).explain_plan()
 
     def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Return ``columns`` and ``_rowid`` of all rows that fulfil ``where``."""
