@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from ragstone import KnowledgeBase, Passage, RagConfig, RagRetriever, RagSequenceForGeneration
 from ragstone.encoders import Encoder, load_encoder
@@ -251,3 +252,82 @@ def test_a_saved_passage_encoder_makes_the_same_vectors(model_and_tokenizer, tmp
     )
     assert loaded.passage_encoder.spec.normalize
     assert loaded.passage_encoder.spec.pooling == pooling
+
+
+def save(model, tokenizer, retriever, folder):
+    """As the model card does it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    retriever.save_pretrained(folder)
+
+
+def test_saving_a_retriever_keeps_what_the_model_has_written(model_and_tokenizer, tmp_path):
+    model, tokenizer = model_and_tokenizer
+    model.config.score_scale = 2.0
+    model.set_retriever(retriever_of(model, tokenizer, ["one", "two"]))
+    save(model, tokenizer, model.retriever, tmp_path / "a")
+    retriever = RagRetriever.from_pretrained(tmp_path / "a", index=["three", "four"])
+    loaded = RagSequenceForGeneration.from_pretrained(tmp_path / "a", retriever=retriever)
+    loaded.config.score_scale = 3.0
+    save(loaded, tokenizer, retriever, tmp_path / "b")
+    config = RagConfig.load(tmp_path / "b")
+    assert (config.score_scale, config.passages_path) == (3.0, "passages.parquet")
+    assert [p.text for p in RagRetriever.from_pretrained(tmp_path / "b").index.passages] == ["three", "four"]
+
+
+def test_a_passage_encoder_that_was_never_used_is_saved_too(tmp_path):
+    place = tmp_path / "encoder"
+    tiny_question_encoder().save_pretrained(place)
+    question_tokenizer().save_pretrained(place)
+    model, tokenizer = tiny_rag("sequence", "bart", passage_encoder=str(place), use_dummy_dataset=True)
+    vectors = load_encoder(place).encode_passages([("", "one")])
+    save(model, tokenizer, retriever_of(model, tokenizer, None), tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    place.rename(tmp_path / "gone")
+    assert RagConfig.load(tmp_path / "moved").passage_encoder == "passage_encoder"
+    loaded = RagRetriever.from_pretrained(tmp_path / "moved")
+    assert np.allclose(loaded.encode_passages([Passage("1", text="one")]), vectors, atol=1e-6)
+
+
+def test_a_saved_dpr_model_keeps_its_context_encoder(tmp_path, caplog):
+    places = [tmp_path / f"dpr-{tower}_encoder" for tower in ("question", "ctx")]
+    towers = tiny_question_encoder("dpr"), transformers.DPRContextEncoder(tiny_question_encoder("dpr").config)
+    for place, tower in zip(places, towers, strict=True):
+        tower.save_pretrained(place)
+        question_tokenizer().save_pretrained(place)
+    tiny_rag("sequence", "bart")[0].generator.save_pretrained(tmp_path / "bart")
+    build = RagSequenceForGeneration.from_pretrained_question_encoder_generator
+    model, tokenizer = build(places[0], tmp_path / "bart"), tiny_rag("sequence", "bart")[1]
+    retriever = retriever_of(model, tokenizer, ["one", "two"])
+    model.set_retriever(retriever)
+    save(model, tokenizer, retriever, tmp_path / "saved")
+    for place in places:
+        place.rename(f"{place}-gone")
+    loaded = RagRetriever.from_pretrained(tmp_path / "saved")
+    RagSequenceForGeneration.from_pretrained(tmp_path / "saved", retriever=loaded)
+    passages = toy_passages()
+    assert np.allclose(loaded.encode_passages(passages), retriever.encode_passages(passages), atol=1e-6)
+    assert "context encoder is not at hand" not in caplog.text
+
+
+def test_it_takes_a_config_of_transformers(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    config = transformers.RagConfig.from_dict(model.config.to_dict())
+    assert type(config) is transformers.RagConfig
+    retriever = RagRetriever(config, tokenizer.question_encoder, tokenizer.generator, toy_passages())
+    questions = ["who wrote hamlet?"]
+    vectors, ids = question_vectors(model, retriever, questions)
+    expected = retriever_of(model, tokenizer, toy_passages())
+    expected.attach(model.question_encoder)
+    retriever.attach(model.question_encoder)
+    assert retriever(ids, vectors, n_docs=2)["doc_ids"] == expected(ids, vectors, n_docs=2)["doc_ids"]
+
+
+@pytest.mark.parametrize("name", ["legacy", "custom"])
+def test_the_built_in_passages_are_a_remedy_whatever_index_is_named(model_and_tokenizer, name):
+    model, tokenizer = model_and_tokenizer
+    model.config.index_name = name
+    with pytest.raises(InputError, match="use_dummy_dataset=True"):
+        retriever_of(model, tokenizer, None)
+    model.config.use_dummy_dataset = True
+    assert len(retriever_of(model, tokenizer, None).index) == 200

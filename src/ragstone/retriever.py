@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchEncoding
+from transformers.utils import CONFIG_NAME
 
 from ragstone.encoders import Encoder, EncoderSettings, load_encoder
 from ragstone.encoders.checkpoint import fingerprint, longest_input
@@ -34,6 +36,17 @@ DEFAULT_LONGEST = 512
 """Tokens of a question where neither tokenizer nor model says how many it can read."""
 _SAVED_PASSAGES = "passages.parquet"
 _SAVED_ENCODER = "passage_encoder"
+_OWN_FIELDS = (
+    "index_name",
+    "index_path",
+    "passages_path",
+    "dataset",
+    "dataset_split",
+    "use_dummy_dataset",
+    "passage_encoder",
+    "knowledge_base",
+)
+"""Of the config: what is searched, and what encodes it."""
 _REMEDY = (
     "pass index=KnowledgeBase.open(…), a list of passages or a Dataset with title, text and embeddings, or set "
     "use_dummy_dataset=True for the built-in passages"
@@ -44,7 +57,7 @@ class RagRetriever:
     """Finds passages for question vectors and writes the contexts that a generator reads.
 
     Args:
-        config: see :class:`ragstone.RagConfig`.
+        config: see :class:`ragstone.RagConfig`, or transformers' own.
         question_encoder_tokenizer, generator_tokenizer: the model's two tokenizers.
         index: what is searched: a :class:`ragstone.KnowledgeBase`, passages (strings, dicts, ``Passage`` objects), or a
             ``datasets.Dataset`` with ``title``, ``text`` and ``embeddings``. None: what ``config`` names by its
@@ -65,10 +78,12 @@ class RagRetriever:
         index: Any = None,
         passage_encoder: Encoder | None = None,
     ) -> None:
-        self.config = config
+        self.config = RagConfig.of(config)
         self.question_encoder_tokenizer = question_encoder_tokenizer
         self.generator_tokenizer = generator_tokenizer
-        self.index: KnowledgeBase | PassageIndex = _index_from(index) if index is not None else _named_index(config)
+        self.index: KnowledgeBase | PassageIndex = (
+            _index_from(index) if index is not None else _named_index(self.config)
+        )
         self._given_encoder = self._passage_encoder = passage_encoder
         self._question_encoder: Any = None
         self.check_encoders = True
@@ -106,7 +121,8 @@ class RagRetriever:
         """Write ``config.json``, both tokenizers and what belongs to the index; every path inside is relative.
 
         Own passages and Datasets are written with their vectors; a knowledge base inside the folder is named, one
-        elsewhere is not (name it again when loading). A passage encoder that lies in a folder is copied.
+        elsewhere is not (name it again when loading). A passage encoder that lies in a folder is copied. A config that a
+        model has written there keeps what is the model's.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,12 +138,32 @@ class RagRetriever:
         elif not self.index.dummy and len(self.index):
             self.index.save(folder / _SAVED_PASSAGES, self._vectors_of(self.index))
             self.config.passages_path = _SAVED_PASSAGES
-        encoder = self._passage_encoder
+        encoder = self._own_encoder()
         if encoder is not None and Path(encoder.spec.name).is_dir():
             encoder.save(folder / _SAVED_ENCODER)
             self.config.passage_encoder = _SAVED_ENCODER
-        self.config.save_pretrained(folder)
+        elif encoder is not None and encoder.spec.name == self._sibling:
+            self.config.passage_encoder = self._sibling
+        self._write_config(folder)
         RagTokenizer(self.question_encoder_tokenizer, self.generator_tokenizer).save_pretrained(folder)
+
+    def _own_encoder(self) -> Encoder | None:
+        """The passage encoder that is another than the model's and than the knowledge base's, if there is one."""
+        if self._passage_encoder is not None:
+            return self._passage_encoder
+        if self.config.passage_encoder:
+            return self.passage_encoder if Path(self.config.passage_encoder).is_dir() else None
+        return None if isinstance(self.index, KnowledgeBase) else self._load_sibling()
+
+    def _write_config(self, folder: Path) -> None:
+        """Write the config; into one that a model has written there goes only what is the retriever's."""
+        config = self.config
+        if (folder / CONFIG_NAME).is_file():
+            with contextlib.suppress(ModelError):  # that of another model, whose place this one takes
+                config = RagConfig.load(folder)
+                for name in _OWN_FIELDS:
+                    setattr(config, name, getattr(self.config, name))
+        config.save_pretrained(folder)
 
     def with_index(self, index: Any) -> RagRetriever:
         """Return a retriever that searches ``index`` and is otherwise this one; this one stays as it is."""
@@ -333,13 +369,10 @@ class RagRetriever:
                 "The retriever has no encoder for its passages; give it to a model (set_retriever), or pass "
                 "passage_encoder=load_encoder(…)."
             )
+        if (sibling := self._load_sibling()) is not None:
+            return sibling
         name = str(getattr(model.config, "_name_or_path", "") or "")
         dpr = config.question_encoder.model_type == "dpr"
-        if dpr and "question_encoder" in name:
-            try:
-                return load_encoder(name.replace("question_encoder", "ctx_encoder"))
-            except ModelError:
-                pass
         if dpr:
             logger.warning(
                 "Passages are encoded with DPR's question encoder, since its context encoder is not at hand; "
@@ -354,6 +387,19 @@ class RagRetriever:
         return Encoder.from_parts(
             model, self.question_encoder_tokenizer, settings, name=name or f"{type(model).__name__} of the model"
         )
+
+    @property
+    def _sibling(self) -> str | None:
+        """The name that DPR gives the passage encoder beside the model's question encoder."""
+        name = str(getattr(getattr(self._question_encoder, "config", None), "_name_or_path", "") or "")
+        if self.config.question_encoder.model_type != "dpr" or "question_encoder" not in name:
+            return None
+        return name.replace("question_encoder", "ctx_encoder")
+
+    def _load_sibling(self) -> Encoder | None:
+        with contextlib.suppress(ModelError):
+            return None if self._sibling is None else load_encoder(self._sibling)
+        return None
 
     def _vectors_of(self, index: PassageIndex) -> np.ndarray[Any, Any]:
         """The vectors (N, D) of loose passages, encoded at first use; those of the built-in passages are cached on disk."""
@@ -418,14 +464,14 @@ def _named_index(config: RagConfig, folder: Path | None = None) -> KnowledgeBase
     )
     if base is not None:
         return base
+    if config.use_dummy_dataset:
+        return PassageIndex(dummy_passages(), dummy=True)
     if config.index_name == "legacy":
         raise InputError(f"index_name='legacy' needs index_path, the folder of DPR's files; set it, or {_REMEDY}.")
     if config.index_name == "custom":
         raise InputError(
             f"index_name='custom' needs passages_path, the folder of a saved Dataset; set it, or {_REMEDY}."
         )
-    if config.use_dummy_dataset:
-        return PassageIndex(dummy_passages(), dummy=True)
     raise InputError(
         f"The index {config.index_name!r} of {config.dataset!r} can no longer be downloaded as transformers did; set "
         f"dataset to a folder with its Parquet or Arrow files (title, text, embeddings), or {_REMEDY}."

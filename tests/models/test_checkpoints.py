@@ -317,3 +317,28 @@ def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ModelError, match=r"its training has not ended: run the same command with --resume"):
         RagTokenForGeneration.from_pretrained(tmp_path)
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("saved", DTYPES)
+@pytest.mark.parametrize("kind", CLASSES.values())
+def test_a_checkpoint_is_loaded_in_the_dtype_that_is_asked_for_or_it_was_saved_in(kind, saved, tmp_path):
+    model, _ = tiny_rag("token", "bart")
+    model.to(dtype=saved).save_pretrained(tmp_path)
+    assert {p.dtype for p in kind.from_pretrained(tmp_path).parameters()} == {saved}
+    for asked in DTYPES:
+        loaded = kind.from_pretrained(tmp_path, dtype=str(asked).removeprefix("torch."), device="cpu")
+        assert {p.dtype for p in loaded.parameters()} == {asked}
+    model.generator.to(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    assert (loaded.generator.dtype, loaded.question_encoder.dtype) == (torch.float32, saved)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int7"}, {"device": "gpu9"}])
+def test_a_dtype_or_device_that_is_none_is_named(options, tmp_path):
+    tiny_rag("token", "bart")[0].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"int7|gpu9"):
+        RagTokenForGeneration.from_pretrained(tmp_path, **options)

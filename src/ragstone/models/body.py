@@ -57,7 +57,7 @@ class RagModel(RagPreTrainedModel):
             if question_encoder is None or generator is None:
                 raise InputError("Pass a RagConfig, or both question_encoder and generator.")
             config = new_config(question_encoder, generator)
-        config = _own(config)
+        config = RagConfig.of(config)
         config.check()
         _check_part("question_encoder", question_encoder, config.question_encoder)
         _check_part("generator", generator, config.generator)
@@ -318,15 +318,6 @@ class RagModel(RagPreTrainedModel):
             scores = score_targets(self.adapter(), inputs, labels, decoder_input_ids, logits=logits)
             out.token_log_probs, out.scored = scores.log_probs, scores.scored
         return out
-
-
-def _own(config: PreTrainedConfig) -> RagConfig:
-    """The config as one of Ragstone's, whichever library made it."""
-    if isinstance(config, RagConfig):
-        return config
-    if config.model_type != "rag":
-        raise InputError(f"config is a {type(config).__name__}; pass a RagConfig.")
-    return RagConfig.from_dict(config.to_dict())
 
 
 def _check_part(name: str, part: PreTrainedModel | None, config: PreTrainedConfig) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 from transformers.models.rag.configuration_rag import RagConfig as TransformersRagConfig
 
 from ragstone import local
@@ -73,6 +74,15 @@ class RagConfig(TransformersRagConfig):
     knowledge_base: str | None = None
     base_model: str | None = None
     ragstone_version: str | None = None
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> RagConfig:
+        """``config`` as one of Ragstone's, whichever library made it."""
+        if isinstance(config, RagConfig):
+            return config
+        if getattr(config, "model_type", None) != "rag":
+            raise InputError(f"config is a {type(config).__name__}; pass a RagConfig.")
+        return cls.from_dict(config.to_dict())
 
     @classmethod
     def load(cls, name_or_path: str | Path, **fields: Any) -> RagConfig:

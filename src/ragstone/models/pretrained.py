@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ragstone import local
 from ragstone.encoders import load_backbone, read_encoder_settings
 from ragstone.encoders.checkpoint import quiet
-from ragstone.encoders.precision import parse_dtype
+from ragstone.encoders.precision import parse_device, parse_dtype
 from ragstone.errors import InputError, ModelError
 from ragstone.models.adapters import PARTS, base_of, load_trained
 from ragstone.models.configuration import RagConfig, check_place
@@ -110,8 +110,7 @@ class RagPreTrainedModel(PreTrainedModel):
             config = new_config(question_encoder, generator, **kwargs)
         model = cls(config, question_encoder=question_encoder, generator=generator, retriever=retriever)
         model.eval()
-        if device is not None or dtype is not None:
-            model.to(device=device, dtype=parse_dtype(dtype))
+        _move(model, device, dtype)
         return model
 
     @classmethod
@@ -121,6 +120,7 @@ class RagPreTrainedModel(PreTrainedModel):
         ``"local"`` names the default models that need no hub, with the adapters that come with Ragstone, and
         ``"local-untrained"`` those without. A checkpoint of adapters is loaded into its base.
         Fields of the config can be replaced: ``null_passage="bias"`` adds a null passage to a checkpoint without one.
+        ``device`` and ``dtype`` are those of both parts; without them it is on the CPU, in the dtypes it was saved in.
 
         Raises:
             ModelError: it is missing, damaged, or lacks weights (which transformers would draw at random).
@@ -136,6 +136,8 @@ class RagPreTrainedModel(PreTrainedModel):
             return _on_base(cls, Path(name_or_path), saved, *args, **kwargs)
         wants_report = kwargs.pop("output_loading_info", False)
         retriever = kwargs.pop("retriever", None)  # transformers makes a deep copy of every option
+        # It would leave the parts in the dtypes that their own configs name.
+        device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
         kwargs = {**local.hub_options(name_or_path), **kwargs}
         try:
             with quiet():
@@ -155,6 +157,7 @@ class RagPreTrainedModel(PreTrainedModel):
                 f"The checkpoint {str(name_or_path)!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
                 "it is damaged, or no RAG checkpoint."
             )
+        _move(model, device, dtype)
         model.set_retriever(retriever)
         return (model, report) if wants_report else model
 
@@ -240,6 +243,13 @@ class RagPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
 
+def _move(model: PreTrainedModel, device: str | torch.device | None, dtype: torch.dtype | str | None) -> None:
+    """Bring a model where it was asked for; what is None stays as it is (models spread over devices cannot be moved)."""
+    wanted = {"device": device and parse_device(device), "dtype": parse_dtype(dtype)}
+    if given := {name: value for name, value in wanted.items() if value is not None}:
+        model.to(**given)
+
+
 def _on_base(kind: type[Model], folder: Path, saved: RagConfig, *args: Any, **kwargs: Any) -> Model:
     """The base of a checkpoint of adapters, with the adapters in its weights."""
     assert saved.base_model is not None
@@ -284,6 +294,7 @@ def _part_config(part: PreTrainedModel) -> dict[str, Any]:
     """A part's config as a dictionary that names the class to load it with."""
     values = part.config.to_dict()
     values["architectures"] = [type(part).__name__]
+    values["dtype"] = str(part.dtype).removeprefix("torch.")  # its config's is the one that it was loaded in
     values.pop("quantization_config", None)
     values.pop("_name_or_path", None)  # a path of this machine has no place in a checkpoint
     return values
