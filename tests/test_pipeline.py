@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from ragstone import Evidence, KnowledgeBase, Passage, RagPipeline
+from ragstone import Evidence, Hit, KnowledgeBase, Passage, RagPipeline
 from ragstone.errors import EncoderMismatchError, InputError, ModelError
 from ragstone.testing import TOY_PASSAGES, ToyEncoder, tiny_rag, toy_passages
 
@@ -242,11 +242,62 @@ def test_what_is_asked_for_wins_over_the_defaults(rag):
         (lambda rag: rag.choose("who?", None), "pass a list of different strings"),
         (lambda rag: rag("who?", passages=TEXTS, max_new_tokens=1).score_of(None), "text must be a string, not None"),
         (lambda rag: list(rag.stream(["who?", "why?"])), "stream answers one question"),
+        (lambda rag: rag(5), "question is 5; pass a string or a list"),
+        (lambda rag: rag({"question": "who?"}), r"question is \{'question': 'who\?'\}; pass a string or a list"),
+        (lambda rag: rag(["who?", 5]), "A question is 5; write it as a string"),
+        (lambda rag: rag.choose(None, ["a", "b"]), "question is None; pass a string or a list"),
+        (lambda rag: rag("who?", passages=5), "passages is 5; pass a list of them"),
+        (lambda rag: rag("who?", passages=[Hit(TEXTS[0], None)], prior="search"), "needs their scores; pass Hit"),
+        (lambda rag: rag("who?", passages=[Hit(TEXTS[0], "2")], prior="search"), "needs their scores; pass Hit"),
     ],
 )
 def test_what_cannot_be_used_gets_one_sentence(bare, ask, words):
     with pytest.raises(InputError, match=words):
         ask(bare)
+
+
+def test_decode_is_checked_whatever_the_method(rag):
+    with pytest.raises(InputError, match="decode is 'thoruogh'; choose one of thorough, fast"):
+        rag("who?", decode="thoruogh")
+    with pytest.raises(InputError, match="decode is 'thoruogh'"):
+        rag([], decode="thoruogh")
+    if rag.method == "token":  # as evaluation and training, which hand it on for both methods, rely on
+        assert rag("who?", decode="fast", max_new_tokens=3) == rag("who?", max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"search": "foo"}, "search='foo' is for a search, and the passages given are read as they are"),
+        ({"search": "keyword"}, "leave out search or passages"),
+        ({"where": "id='a'"}, "where=\"id='a'\" is for a search"),
+        ({"k": 2}, "k=2 is for a search, and all 3 passages given are read"),
+        ({"k": 0}, "k=0 must be a whole number"),
+    ],
+)
+def test_options_of_a_search_do_not_go_with_given_passages(bare, options, words):
+    for passages in (TEXTS[:3], [TEXTS[:1], TEXTS[:3]]):
+        for call in (bare, lambda *asked, **more: bare.choose(*asked, ["a", "b"], **more)):
+            with pytest.raises(InputError, match=words):
+                call(["who?", "why?"], passages=passages, **options)
+    with pytest.raises(InputError, match=words):
+        list(bare.stream("who?", passages=TEXTS[:3], **options))
+
+
+def test_defaults_of_a_search_go_with_given_passages(bare):
+    plain = bare("who?", passages=TEXTS[:3], max_new_tokens=2)
+    assert bare("who?", passages=TEXTS[:3], k=3, search="dense", where=None, max_new_tokens=2) == plain
+
+
+def test_a_question_without_passages_is_named(rag):
+    long = "who wrote " + "hamlet and " * 20 + "macbeth?"
+    for question, named in (("who wrote hamlet?", "'who wrote hamlet?'; add"), (long, f"'{long[:59]}…'; add")):
+        for call in (rag, lambda asked, **more: rag.choose(asked, ["a", "b"], **more)):
+            with pytest.raises(InputError) as caught:
+                call(question, where="title = 'nowhere'")
+            assert f"No passage was found for the question {named}" in str(caught.value)
+    with pytest.raises(InputError, match=r"No passage was found for the question 'qqq\?'"):
+        rag(["what is pi?", "qqq?"], search="keyword", max_new_tokens=2)  # one of a batch
 
 
 def test_no_questions_have_no_answers(rag):
@@ -445,6 +496,17 @@ def test_hits_bring_their_scores(rag):
     assert [e.score for e in dense.passages] == [e.score for e in alike.passages]
     with pytest.raises(InputError, match="Hit objects"):
         rag("capital of France", passages=TEXTS[:2], prior="search")
+
+
+def test_hits_can_be_made_by_hand(bare):
+    hits = [Hit(Passage("a", text=TEXTS[0]), 2.0), Hit(Passage("b", text=TEXTS[1]), np.float32(1))]
+    own = bare("who?", passages=hits, prior="search", max_new_tokens=2)
+    assert [(e.passage.id, e.score) for e in own.passages] == [("a", 2.0), ("b", 1.0)]
+    dense = bare("who?", passages=hits, max_new_tokens=2)  # their vectors are computed
+    assert dense == bare("who?", passages=[hit.passage for hit in hits], max_new_tokens=2)
+    assert hits[0].vector.shape == (0,)
+    with pytest.raises(InputError, match="question vectors have width 16"):
+        bare.retriever.batch(["who?"], [hits], 2, 16)
 
 
 # Another knowledge base (paper, section 4.5)

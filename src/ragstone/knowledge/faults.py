@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ragstone.errors import InputError, KnowledgeBaseError, RagstoneError
 from ragstone.knowledge.ledger import ledger_of
+from ragstone.knowledge.manifest import check_there
 
 __all__ = ["first_sentence", "full_disk", "reading", "writing"]
 
@@ -36,6 +37,7 @@ def reading(path: Path, where: str | None = None) -> Iterator[None]:
         said = first_sentence(error)
         if where is not None and "Error applying filter" in said:
             raise InputError(f"where={where!r} cannot be evaluated: {said}") from error
+        check_there(path.parent)
         if damaged := ledger_of(path).damaged():
             raise KnowledgeBaseError(f"{path} cannot be read: {damaged}") from error
         raise KnowledgeBaseError(

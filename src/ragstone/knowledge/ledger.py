@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ragstone.errors import KnowledgeBaseError
-from ragstone.knowledge.manifest import write_file
+from ragstone.knowledge.manifest import check_there, write_file
 
 __all__ = [
     "LEDGER_FILE",
@@ -208,6 +208,7 @@ class Ledger:
             thorough = entry is not None and name not in self._verified and entry.size <= unread
             unread -= entry.size if thorough and entry is not None else 0
             if problem := self.fault(name, thorough=thorough):
+                check_there(self.folder.parent)
                 raise KnowledgeBaseError(f"{self.folder} cannot be read: {name} {problem}; {self.remedy(name)}")
 
     def verify_manifest(self, version: int | None) -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "STAGING_FOLDER",
     "Manifest",
     "check_new",
+    "check_there",
     "partial_manifests",
     "write_file",
     "write_lock",
@@ -188,6 +189,12 @@ def partial_manifests(folder: Path) -> list[Path]:
     return [path for path in partial if path.name != MANIFEST_COPY]
 
 
+def check_there(folder: Path) -> None:
+    """Raise KnowledgeBaseError if the base in ``folder`` was moved or removed while it was open."""
+    if not folder.is_dir():
+        raise KnowledgeBaseError(f"{folder} is there no more: it was moved or removed; open the base where it is now")
+
+
 @contextlib.contextmanager
 def write_lock(folder: Path, wait: float) -> Iterator[None]:
     """Hold the right to write to the base in ``folder``, after at most ``wait`` seconds.
@@ -196,6 +203,7 @@ def write_lock(folder: Path, wait: float) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    check_there(folder)  # the lock would make it anew
     lock = FileLock(folder / LOCK_FILE, timeout=wait)
     try:
         lock.acquire()

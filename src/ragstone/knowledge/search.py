@@ -55,12 +55,13 @@ _BITS: dict[DenseWay, int] = {"quantised": 4, "coarse": 2}  # of the codes, by t
 class Hit:
     """A passage that was found, its score, and its vector (D,), from which a model recomputes q·d with gradient.
 
-    ``keyword_score`` is its BM25 score where it was searched by words, alone or as well, and 0 elsewhere.
+    ``keyword_score`` is its BM25 score where it was searched by words, alone or as well, and 0 elsewhere. A hit made by
+    hand may leave its vector out, (0,): a pipeline encodes the passages that it is given.
     """
 
     passage: Passage
     score: float
-    vector: np.ndarray = field(repr=False, compare=False)
+    vector: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False, compare=False)
     keyword_score: float = field(default=0.0, repr=False, compare=False)
 
 
