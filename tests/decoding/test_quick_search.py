@@ -70,3 +70,35 @@ def test_bounds_hold_the_exact_value(case, kind):
     assert (loose.log_prob_bounds[:, 0] <= exact.log_probs + 1e-4).all()
     assert (loose.log_prob_bounds[:, 1] >= exact.log_probs - 1e-4).all()
     torch.testing.assert_close(exact.log_prob_bounds[:, 0], exact.log_probs, rtol=1e-4, atol=1e-4)
+
+
+OPTIONS_OF_RANKING = [
+    {},
+    {"num_beams": 3},
+    {"num_beams": 3, "num_return_sequences": 3},
+    {"decode": "fast", "num_beams": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_RANKING, ids=str)
+def test_the_bounds_of_a_complete_answer_are_its_log_prob(case, kind, options):
+    for seed in range(3):
+        out = run(case("sequence", kind, passages=5, seed=seed), **options)
+        assert out.log_prob_bounds.tolist() == [[value, value] for value in out.log_probs.tolist()]
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_RANKING, ids=str)
+@pytest.mark.parametrize("sharpness", [1.0, 5.0])
+def test_the_bounds_of_an_incomplete_answer_begin_with_its_log_prob(case, kind, options, sharpness):
+    one = case("sequence", kind, passages=9)
+    one.inputs["doc_scores"] *= sharpness
+    out = run(one, complete=False, **options)
+    low, high = out.log_prob_bounds.T
+    assert low.tolist() == out.log_probs.tolist()
+    assert (low <= high).all()
+    copies = len(low) // 2
+    for row, sequence in enumerate(out.sequences.tolist()):
+        exact = one.log_prob(row // copies, one.labels(sequence))
+        assert low[row] - 1e-4 <= exact <= high[row] + 1e-4
+    if "decode" in options:  # else everything may have been scored all the same
+        assert (low < high).any()

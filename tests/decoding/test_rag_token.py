@@ -8,6 +8,7 @@ import transformers
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from ragstone.decoding import marginal_search
 from ragstone.errors import InputError
 
 
@@ -41,6 +42,88 @@ def test_wide_beams_find_the_best_strings_of_all(case, kind, seed):
         torch.testing.assert_close(out.sequences_scores[6 * b : 6 * b + 6].double(), found, rtol=1e-5, atol=1e-5)
         strings = {tuple(one.labels(row)) for row in out.sequences[6 * b : 6 * b + 6].tolist()}
         assert len(strings) == 6
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_return_sequences": 3},
+        {"num_beams": 1, "num_return_sequences": 4},
+        {"num_beams": 2, "num_return_sequences": 5, "length_penalty": 2.0},
+    ],
+    ids=str,
+)
+def test_there_are_as_many_beams_as_sequences_at_least(case, kind, fast, options):
+    one = case("token", kind)
+    one.model.rag.fast = fast
+    count = options["num_return_sequences"]
+    out, asked = run(one, max_new_tokens=5, **options), run(one, max_new_tokens=5, **{**options, "num_beams": count})
+    assert out.sequences.tolist() == asked.sequences.tolist()
+    assert out.log_probs.tolist() == asked.log_probs.tolist()
+    for b in range(2):
+        found = [tuple(one.labels(row)) for row in out.sequences[count * b : count * (b + 1)].tolist()]
+        assert len(set(found)) == len(found) == count
+        exact = torch.tensor([one.log_prob(b, tokens) for tokens in found]).double()
+        torch.testing.assert_close(out.log_probs[count * b : count * (b + 1)].double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_many_sequences_are_the_best_of_all_strings(case, kind, fast):
+    one = case("token", kind, vocabulary=5)
+    one.model.rag.fast = fast
+    out = run(one, max_new_tokens=2, num_return_sequences=12, length_penalty=0.0)
+    for b in range(2):
+        best = sorted((one.log_prob(b, string) for string in one.strings(5, 2)), reverse=True)[:12]
+        found = out.log_probs[12 * b : 12 * b + 12].double()
+        torch.testing.assert_close(found, torch.tensor(best).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_generation_config_may_ask_for_several_sequences(case):
+    one = case("token")
+    expected = run(one, max_new_tokens=4, num_return_sequences=3).sequences
+    config = GenerationConfig(max_new_tokens=4)
+    config.num_return_sequences = 3
+    assert torch.equal(run(one, generation_config=config).sequences, expected)
+    one.model.generator.generation_config.num_return_sequences = 3
+    assert torch.equal(run(one, max_new_tokens=4).sequences, expected)
+
+
+def test_samples_are_drawn_with_the_beams_that_were_asked_for(case, monkeypatch):
+    seen = []
+    search = marginal_search._transformers_search
+    monkeypatch.setattr(
+        marginal_search, "_transformers_search", lambda *a: (seen.append(a[-1].get("num_beams")), search(*a))[1]
+    )
+    assert len(run(case("token"), max_new_tokens=2, do_sample=True, num_return_sequences=3).sequences) == 6
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 7}], ids=str)
+def test_the_last_of_too_few_strings_is_repeated_with_a_warning(case, kind, fast, options, caplog):
+    """Question 0 has two strings, question 1 three."""
+    one = case("token", kind)
+    one.model.rag.fast = fast
+    allowed = [[5, 6], [5, 6, 7]]
+    with caplog.at_level(logging.WARNING, "ragstone"):
+        out = run(
+            one,
+            num_return_sequences=5,
+            max_new_tokens=1,
+            output_scores=not fast,
+            prefix_allowed_tokens_fn=lambda b, tokens: allowed[b],
+            **options,
+        )
+    assert "5 of 10 sequences repeat another" in caplog.text
+    for b, tokens in enumerate(allowed):
+        best = sorted(tokens, key=lambda token: -one.log_prob(b, [token]))
+        best += [best[-1]] * (5 - len(best))
+        assert out.sequences[5 * b : 5 * b + 5, -1].tolist() == best
+        exact = torch.tensor([one.log_prob(b, [token]) for token in best]).double()
+        torch.testing.assert_close(out.log_probs[5 * b : 5 * b + 5].double(), exact, rtol=1e-5, atol=1e-4)
+    if not fast:
+        torch.testing.assert_close(out.sequences_scores, out.log_probs, rtol=1e-5, atol=1e-4)
 
 
 def test_beams_score_no_less_than_greedy_does(case, kind):
@@ -188,6 +271,12 @@ def test_a_streamer_gets_every_token(case, kind):
     sequences = one.model.generate(**one.inputs, max_new_tokens=4, streamer=streamer)
     assert streamer.tokens == tuple(sequences[0].tolist())
     assert streamer.ended
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2}], ids=str)
+def test_a_streamer_is_for_one_beam(case, options):
+    with pytest.raises(InputError, match=rf"streamer cannot be used with .*{next(iter(options))}=[23]"):
+        run(case("token").of(0), streamer=BaseStreamer(), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
+from ragstone import RagPipeline
 from ragstone.decoding import scoring
 from ragstone.errors import InputError, ModelError
 from ragstone.marginal import IGNORED
-from ragstone.testing import tiny_rag
+from ragstone.testing import TOY_PASSAGES, tiny_rag
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `.*` with `inputs_embeds`")  # penalties without a prompt
 
@@ -192,6 +193,16 @@ def test_a_question_gets_the_same_answer_in_any_batch(case, method, kind, search
         ]
         torch.testing.assert_close(out.log_probs[rows], alone.log_probs, **CLOSE)
         torch.testing.assert_close(out.posteriors[rows], alone.posteriors, **CLOSE)
+
+
+def test_an_answer_lies_within_its_own_bounds(method):
+    """The bounds of a pipeline's answers, to the last bit."""
+    texts = [text for _, text in TOY_PASSAGES[:5]]
+    rag = RagPipeline(*tiny_rag(method, "llama"))
+    answer = rag("who wrote hamlet?", passages=texts, num_beams=3, num_return_sequences=3, max_new_tokens=8)
+    assert len(answer.alternatives) == 2
+    for one in (answer, *answer.alternatives):
+        assert one.log_prob_bounds == (one.log_prob, one.log_prob)
 
 
 def test_a_neighbour_that_needs_a_wider_search_changes_nothing(case):

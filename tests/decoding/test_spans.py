@@ -1,6 +1,7 @@
 """Extractive answers: what may be written is every span of the passages and nothing else."""
 
 import json
+import logging
 from itertools import pairwise
 
 import pytest
@@ -127,7 +128,9 @@ def rag(method, kind, tmp_path):
     return pipeline
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 3}, {"do_sample": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3, "num_return_sequences": 3}, {"num_return_sequences": 3}, {"do_sample": True}]
+)
 def test_an_extractive_answer_stands_in_a_passage(rag, options):
     questions = ["who wrote hamlet?", "how high is everest?"]
     free = rag(questions, max_new_tokens=20, extractive=False, **options)
@@ -137,6 +140,21 @@ def test_an_extractive_answer_stands_in_a_passage(rag, options):
             assert each.text
             assert any(each.text in text for text in texts)
     assert not all(any(a.text in e.passage.text for e in a.passages) for a in free)  # else nothing was tested
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_passage_with_fewer_spans_than_answers_repeats_the_last(rag, fast, caplog):
+    rag.model.rag.fast = fast
+    with caplog.at_level(logging.WARNING, "ragstone"):
+        first, second = rag(
+            ["who?", "what?"], passages=[["pi"], ["pi is"]], extractive=True, num_return_sequences=4, max_new_tokens=12
+        )
+    for answer, spans in ((first, {"pi"}), (second, {"pi", "is", "pi is"})):
+        texts = [answer.text, *(other.text for other in answer.alternatives)]
+        assert len(texts) == 4
+        assert set(texts) == spans
+        assert len(set(texts[: len(spans)])) == len(spans)
+    assert "repeat" in caplog.text
 
 
 def test_the_greedy_answer_by_definition(kind, tmp_path):

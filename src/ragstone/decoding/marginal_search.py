@@ -23,7 +23,7 @@ from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.options import NEUTRAL_AT_1, as_asked, check_counts, is_neutral, option, permitted
 from ragstone.decoding.outputs import RagGenerateOutput, token_output
 from ragstone.decoding.quick_search import Found, SearchPlan, quick_search
-from ragstone.decoding.scoring import counted_tokens, score_sequences
+from ragstone.decoding.scoring import Hypothesis, counted_tokens, hypotheses_of, score_sequences
 from ragstone.errors import InputError
 from ragstone.generators import DecodingState, EncodedContexts, Generator
 from ragstone.marginal import log_probs, marginal_next_token
@@ -52,40 +52,67 @@ def rag_token_generate(contexts: Contexts, log_prior: Tensor, **options: Any) ->
     Args:
         contexts: N = B·K contexts, row b·K + k.
         log_prior: (B, K), log p(z|x).
-        options: those of transformers' ``generate``.
+        options: those of transformers' ``generate``. Where ``num_beams`` is less than ``num_return_sequences`` and nothing
+            is drawn, there are as many beams as sequences.
 
     Returns:
+        R = B · ``num_return_sequences`` rows; where fewer strings are allowed, the last is repeated and a warning says so.
         ``log_probs``, ``posteriors`` and ``token_posteriors`` are exact whatever the search was told to do.
     """
     contexts = as_asked(contexts, options)
     generator, passages = contexts.generator, log_prior.shape[1]
-    check_counts(generator, options)
+    options = _wide_enough(generator, options)
     found = marginal_search(generator, contexts.encode(), log_prior, **options)
     sequences, token_log_probs = found.sequences, found.token_log_probs
     questions = torch.arange(log_prior.shape[0], device=sequences.device)
     questions = questions.repeat_interleave(sequences.shape[0] // len(questions))
-    if found.repeated:
-        logger.warning("There are too few strings: %d of %d sequences repeat another.", found.repeated, len(sequences))
+    output, repeated = dict(found.output or {}), found.repeated
     if token_log_probs is None:
-        sequences = _repeat_permitted(generator, sequences, questions.tolist(), options)
+        rows = _real_strings(generator, sequences, questions.tolist(), options)
+        repeated = sum(row != n for n, row in enumerate(rows))
+        sequences = sequences[rows]
+        for name in ("sequences_scores", "beam_indices"):
+            if output.get(name) is not None:
+                output[name] = output[name][rows]
         token_log_probs = score_sequences(contexts, questions, sequences, passages)
+    if repeated:
+        logger.warning("There are too few strings: %d of %d sequences repeat another.", repeated, len(sequences))
     counts = counted_tokens(generator, sequences, found.stopped)
     token_log_probs = token_log_probs.masked_fill(~counts.unsqueeze(1), 0.0)
-    prior, output = log_prior[questions], found.output or {}
+    prior = log_prior[questions]
     kept = ("sequences_scores", "scores", "logits", "beam_indices")
     return token_output(prior, sequences, token_log_probs, counts, **{name: output.get(name) for name in kept})
 
 
-def _repeat_permitted(generator: Generator, sequences: Tensor, questions: list[int], options: dict[str, Any]) -> Tensor:
-    """Sequences (R, T), best first for each question, the one before in place of one that is not permitted."""
+def _wide_enough(generator: Generator, options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` with at least as many beams as sequences, unless they ask for samples."""
+    count, beams = check_counts(generator, options)
+    if option(generator, options, "do_sample", False):
+        return options
+    if options.get("streamer") is not None and max(count, beams) > 1:
+        raise InputError(
+            f"streamer cannot be used with num_beams={beams} and num_return_sequences={count}: several beams settle no "
+            "token before their end; set both to 1."
+        )
+    return {**options, "num_beams": count} if beams < count else options
+
+
+def _real_strings(generator: Generator, sequences: Tensor, questions: list[int], options: dict[str, Any]) -> list[int]:
+    """The row of the loop's sequences (R, T), best first for each question, that goes into each row of the result.
+
+    One that is not permitted, or equals an earlier one though nothing was drawn, only fills up: the one before takes its
+    place.
+    """
     rows = list(range(len(sequences)))
-    for row, fine in enumerate(permitted(generator, options, questions, sequences)):
-        if not fine and row and questions[row - 1] == questions[row]:
+    sampled = option(generator, options, "do_sample", False)
+    fine, hypotheses = permitted(generator, options, questions, sequences), hypotheses_of(generator, sequences)
+    known: set[tuple[int, Hypothesis]] = set()
+    for row, string in enumerate(zip(questions, hypotheses, strict=True)):
+        twice = string in known and not sampled
+        if (twice or not fine[row]) and row and questions[row - 1] == questions[row]:
             rows[row] = rows[row - 1]
-    repeated = sum(row != n for n, row in enumerate(rows))
-    if repeated:
-        logger.warning("There are too few strings: %d of %d sequences repeat another.", repeated, len(rows))
-    return sequences[rows]
+        known.add(string)
+    return rows
 
 
 @torch.no_grad()

@@ -310,20 +310,19 @@ def _collect(
     scores = torch.zeros(len(flat), passages, labels.shape[1], dtype=wide, device=device)
     for n, (b, number) in enumerate(flat):
         for k in tables[b].order:
-            known = tables[b].tokens.get((number, k))
+            by_token = tables[b].tokens.get((number, k))
             length = len(rows[n]) - prompt
-            scores[n, k, :length] = -torch.inf if known is None else known
-    bounds = [tables[b].bounds() for b in range(len(tables))]
+            scores[n, k, :length] = -torch.inf if by_token is None else by_token
     prior = log_prior[torch.tensor([b for b, _ in flat], device=device)]
     lengths = torch.tensor([len(row) - prompt for row in rows], device=device)
     counts = counted_tokens(generator, sequences, lengths)
-    return sequence_output(
-        prior,
-        sequences,
-        scores,
-        counts,
-        sequences_scores=torch.tensor([ranks[b][number] for b, number in flat], dtype=wide, device=device),
-        log_prob_bounds=torch.tensor(
-            [[side[number] for side in bounds[b]] for b, number in flat], dtype=wide, device=device
-        ),
-    )
+    ranked_by = torch.tensor([ranks[b][number] for b, number in flat], dtype=wide, device=device)
+    found = sequence_output(prior, sequences, scores, counts, sequences_scores=ranked_by)
+    assert found.log_probs is not None
+    # Computed apart from log_probs, an upper bound may be below them by rounding; where nothing is unknown it is they.
+    highest = [table.bounds()[1] for table in tables]
+    high = torch.tensor([highest[b][number] for b, number in flat], dtype=wide, device=device).maximum(found.log_probs)
+    known = [all((number, k) in tables[b].tokens for k in tables[b].order) for b, number in flat]
+    high = torch.where(torch.tensor(known, device=device), found.log_probs, high)
+    found.log_prob_bounds = torch.stack([found.log_probs, high], dim=1)
+    return found

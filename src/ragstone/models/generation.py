@@ -158,7 +158,8 @@ class RagForGeneration(RagPreTrainedModel, GenerationMixin):
         Returns:
             (B · num_return_sequences, T) token ids, or a :class:`ragstone.decoding.RagGenerateOutput` of them. They begin
             with ``decoder_start_token_id`` for a seq2seq generator and hold only new tokens for a causal one, whose
-            ``max_length`` therefore counts new tokens.
+            ``max_length`` therefore counts new tokens. A search with too few beams for them is widened; where there are
+            fewer strings, the last is repeated and a warning says so.
         """
         inputs = self.rag.prepare(
             input_ids,
