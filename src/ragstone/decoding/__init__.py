@@ -4,7 +4,7 @@ from ragstone.decoding.candidates import score_candidates
 from ragstone.decoding.contexts import Contexts
 from ragstone.decoding.marginal_search import rag_token_generate
 from ragstone.decoding.outputs import RagGenerateOutput
-from ragstone.decoding.rag_sequence import DECODE_MODES, rag_sequence_generate
+from ragstone.decoding.rag_sequence import DECODE_MODES, check_decode, rag_sequence_generate
 from ragstone.decoding.spans import Spans
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Contexts",
     "RagGenerateOutput",
     "Spans",
+    "check_decode",
     "rag_sequence_generate",
     "rag_token_generate",
     "score_candidates",

@@ -26,7 +26,7 @@ from ragstone.errors import InputError
 from ragstone.generators import Generator
 from ragstone.generators.prompts import pad_rows
 
-__all__ = ["DECODE_MODES", "rag_sequence_generate"]
+__all__ = ["DECODE_MODES", "check_decode", "rag_sequence_generate"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,12 @@ _ENDS_EARLY = ("stopping_criteria", "stop_strings", "max_time")
 """Options under which one hypothesis may be the beginning of another."""
 
 Watcher = Callable[[int, tuple[int, ...]], None]
+
+
+def check_decode(decode: str) -> None:
+    """Raise InputError unless ``decode`` is a way of ranking hypotheses."""
+    if decode not in DECODE_MODES:
+        raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
 
 
 @torch.no_grad()
@@ -87,8 +93,7 @@ def rag_sequence_generate(
     given = {"num_return_sequences": num_return_sequences, "num_beams": num_beams, "do_sample": do_sample, **options}
     contexts = as_asked(contexts, options)
     generator = contexts.generator
-    if decode not in DECODE_MODES:
-        raise InputError(f"decode is {decode!r}; choose one of {', '.join(DECODE_MODES)}.")
+    check_decode(decode)
     count, beams = check_counts(generator, given)
     if options.get("streamer") is not None:
         raise InputError("RAG-Sequence ranks finished hypotheses, so no token can be streamed; use RAG-Token.")

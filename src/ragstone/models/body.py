@@ -31,7 +31,7 @@ from ragstone.models.pretrained import RagPreTrainedModel, new_config
 from ragstone.models.protocols import Retriever
 from ragstone.models.targets import check_tokens, score_targets, target_logits
 
-__all__ = ["RagModel"]
+__all__ = ["RagModel", "nothing_found"]
 
 _ENCODER_ONLY = ("mt5", "t5", "t5gemma", "umt5")
 """Encoder-decoder families of which only the encoder is loaded."""
@@ -190,10 +190,7 @@ class RagModel(RagPreTrainedModel):
         if nothing.any():
             place = int(nothing.int().argmax())
             question = f"{place} of the batch" if questions is None else repr(questions[place][:60])
-            raise InputError(
-                f"No passage was found for question {question}; "
-                "add documents to the knowledge base, loosen the filter, or pass passages."
-            )
+            raise nothing_found(f"question {question}")
         inputs.context_input_ids, inputs.context_attention_mask = trim_padding(ids, mask)
         return inputs
 
@@ -327,6 +324,13 @@ def _check_part(name: str, part: PreTrainedModel | None, config: PreTrainedConfi
             f"The {name} is a {part.config.model_type!r} model, but config describes a {config.model_type!r} one; "
             "pass a config that fits, or none."
         )
+
+
+def nothing_found(question: str) -> InputError:
+    """The error of a question, named as it is to be shown, that has no passage to be answered from."""
+    return InputError(
+        f"No passage was found for {question}; add documents to the knowledge base, loosen the filter, or pass passages."
+    )
 
 
 def _as_list(questions: str | Sequence[str]) -> Sequence[str]:
